@@ -1,0 +1,312 @@
+//! The ABI: layouts and numbers shared by the eBPF programs and the agent. Knows no map handles, no I/O, no tenants.
+//!
+//! Every struct is `repr(C)`, made of `u64`/`u32` with no hidden padding, and its size is asserted on both targets:
+//! a mismatch fails to compile instead of misreading a counter.
+#![cfg_attr(not(test), no_std)]
+
+pub mod histogram;
+pub mod syscall_key;
+
+/// Slot of the root cgroup: kernel threads and whatever runs outside every other cgroup.
+pub const SLOT_HOST: u32 = 0;
+/// Slot of everything whose cgroup got no slot of its own (none free, or its cgroup is unknown). Exact in sum.
+pub const SLOT_OVERFLOW: u32 = 1;
+/// First slot that is handed to a cgroup.
+pub const FIRST_SLOT: u32 = 2;
+/// Slots are packed into 16 bits of a row key.
+pub const MAX_SLOTS: u32 = 1 << 16;
+
+/// Longest cgroup name kept, in bytes (the kernel's `NAME_MAX`).
+pub const NAME_MAX: usize = 255;
+
+/// Marks an entry of a row-key array (`SYS_META`, `ERR_META`) as used; the key is in the bits below.
+pub const META_USED: u64 = 1 << 63;
+
+/// Counters of one (slot, syscall) on one shard.
+///
+/// `calls`, `errors`, `other_errors`, `sum_ns` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
+/// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments are exact
+/// while a shard belongs to one CPU; shards shared by CPUs are written with atomic adds.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SyscallRow {
+    /// Entries into the syscall.
+    pub calls: u64,
+    /// Returns with an error (`-4095..=-1`).
+    pub errors: u64,
+    /// The part of `errors` that found no errno row.
+    pub other_errors: u64,
+    /// Sum of the measured durations, nanoseconds.
+    pub sum_ns: u64,
+    /// Time blocked (off the CPU and not runnable) inside the syscall, nanoseconds.
+    pub blocked_ns: u64,
+    /// Finished calls by duration. Wraps at 2^32: readers take differences.
+    pub buckets: [u32; histogram::BUCKETS],
+}
+const _: () = assert!(size_of::<SyscallRow>() == 512);
+
+/// Counters of one slot on one shard.
+///
+/// Written by scheduler hooks with interrupts off unless the field says otherwise.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SlotRow {
+    /// Time on a CPU, nanoseconds. Writers: `sched_switch`, `flush_cpu` (which cannot interrupt each other).
+    pub cpu_ns: u64,
+    /// Time runnable but waiting for a CPU, nanoseconds (`sched_switch`).
+    pub wait_ns: u64,
+    /// Switches off a CPU because the task blocked or exited (`sched_switch`).
+    pub voluntary: u64,
+    /// Switches off a CPU while the task could have gone on (`sched_switch`).
+    pub involuntary: u64,
+    /// Moves of a runnable or waking task to another CPU (`sched_migrate_task`).
+    pub migrations: u64,
+    /// New processes (`sched_process_fork`, process context).
+    pub forked: u64,
+    /// New threads of existing processes (`sched_process_fork`, process context).
+    pub threads: u64,
+    /// Programs executed (`sched_process_exec`, process context).
+    pub exec: u64,
+    /// Processes whose last thread exited (`sched_process_exit`, process context).
+    pub exited: u64,
+    /// Live tasks whose state is bound to this slot, as a wrapping difference per shard: only the sum over shards
+    /// means anything. Atomic: written from several contexts.
+    pub tasks: u64,
+    /// Tasks moved into a cgroup of this slot (`cgroup_attach_task`, `cgroup_transfer_tasks`). Atomic.
+    pub moved_in: u64,
+    /// Time blocked outside any syscall (page faults, stops), nanoseconds (`sched_switch`); not for kernel threads.
+    pub blocked_other_ns: u64,
+    /// Syscall entries that found no syscall row. Atomic.
+    pub overflow_calls: u64,
+    /// Syscall errors of calls without a row. Atomic.
+    pub overflow_errors: u64,
+    /// Sum of durations of calls without a row, nanoseconds. Atomic.
+    pub overflow_ns: u64,
+    /// Finished calls without a row. Atomic.
+    pub overflow_done: u64,
+    /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
+    pub overflow_blocked_ns: u64,
+    /// Run-queue waits by duration. Wraps at 2^32: readers take differences.
+    pub wait_buckets: [u32; histogram::BUCKETS],
+}
+const _: () = assert!(size_of::<SlotRow>() == 608);
+
+/// States of a slot, `SlotInfo::state`.
+pub mod slot_state {
+    /// In the free queue, or not yet handed out.
+    pub const FREE: u32 = 0;
+    /// Belongs to an existing cgroup.
+    pub const LIVE: u32 = 1;
+    /// Its cgroup was removed; its counts wait for the last drain.
+    pub const DEAD: u32 = 2;
+}
+
+/// What a slot stands for. Written by `cgroup_mkdir`/`cgroup_rmdir` (or by the agent's start-up scan) while the slot is
+/// live, and by the agent when it recycles the slot.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SlotInfo {
+    /// cgroup-v2 id.
+    pub cgroup_id: u64,
+    /// cgroup-v2 id of the parent.
+    pub parent_id: u64,
+    /// `CLOCK_MONOTONIC` of creation, nanoseconds; 0 for cgroups older than the agent.
+    pub created_ns: u64,
+    /// `CLOCK_MONOTONIC` of removal, nanoseconds; 0 while live.
+    pub removed_ns: u64,
+    /// One of [`slot_state`].
+    pub state: u32,
+    /// Slot of the parent cgroup at creation.
+    pub parent_slot: u32,
+    /// Times the slot was recycled; written by the agent only.
+    pub generation: u32,
+    /// Bytes of `name` in use.
+    pub name_len: u32,
+    /// The cgroup's own name (last path component), raw bytes.
+    pub name: [u8; 256],
+}
+const _: () = assert!(size_of::<SlotInfo>() == 304);
+
+/// Value of the `CGROUPS` map: where a cgroup's events go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CgroupRef {
+    /// The slot that is billed.
+    pub slot: u32,
+    /// [`INHERIT`](CgroupRef::INHERIT) or 0, and [`NESTED`](CgroupRef::NESTED).
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<CgroupRef>() == 8);
+
+impl CgroupRef {
+    /// Children of this cgroup are part of the same workload and share its slot.
+    pub const INHERIT: u32 = 1;
+    /// This cgroup shares the slot of an ancestor.
+    pub const NESTED: u32 = 2;
+}
+
+/// Bytes at the end of a container's cgroup name that must be hexadecimal for it to be one workload.
+const ID_TAIL: usize = 12;
+
+/// Whether a cgroup of this name is one workload, so that cgroups below it share its slot: systemd services and scopes
+/// (except the user managers `user@N.service`, which hold services of their own) and container ids of 64 hex digits,
+/// with or without a runtime's prefix. `byte(i)` is the name's i-th byte.
+#[inline(always)]
+pub fn is_workload_name(len: usize, byte: impl Fn(usize) -> u8) -> bool {
+    let ends = |suffix: &[u8; 6]| {
+        len > 6
+            && byte(len - 6) == suffix[0]
+            && byte(len - 5) == suffix[1]
+            && byte(len - 4) == suffix[2]
+            && byte(len - 3) == suffix[3]
+            && byte(len - 2) == suffix[4]
+            && byte(len - 1) == suffix[5]
+    };
+    if ends(b".scope") {
+        return true;
+    }
+    if ends(b"ervice") && len > 8 && byte(len - 8) == b'.' && byte(len - 7) == b's' {
+        return !(byte(0) == b'u' && byte(1) == b's' && byte(2) == b'e' && byte(3) == b'r' && byte(4) == b'@');
+    }
+    if len < 64 {
+        return false;
+    }
+    let mut i = 1;
+    while i <= ID_TAIL {
+        let b = byte(len - i);
+        if !(b.is_ascii_digit() || (b'a' <= b && b <= b'f')) {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+macro_rules! numbered {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$meta])*
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant,)* }
+        impl $name {
+            /// Every value, in index order.
+            pub const ALL: &[$name] = &[$($name::$variant,)*];
+            /// The name used in metrics and logs.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// Reasons why something was lost, degraded or skipped in the kernel; index into `LOSSES`.
+    Loss {
+        /// A cgroup was created while no slot was free: billed to the overflow slot.
+        SlotExhausted = "slot_exhausted",
+        /// The cgroup table refused an entry: billed to the overflow slot.
+        CgroupMapFull = "cgroup_map_full",
+        /// An event's cgroup is not in the cgroup table: billed to the overflow slot.
+        UnknownCgroup = "unknown_cgroup",
+        /// No syscall row was free: counted without its syscall.
+        RowExhausted = "syscall_row_exhausted",
+        /// No errno row was free: counted without its errno.
+        ErrorRowExhausted = "errno_row_exhausted",
+        /// Task state could not be allocated: the call has no latency and no syscall.
+        TaskStateFailed = "task_state_failed",
+        /// A time stamp lay in the future: the duration was discarded.
+        ClockBackwards = "clock_backwards",
+        /// A task ran whose wake-up was not seen: its wait is unknown and was not counted.
+        WakeupMissed = "wakeup_missed",
+        /// A switch involved a task without state: its wait and block times were not counted.
+        NoTaskState = "no_task_state",
+    }
+}
+
+numbered! {
+    /// Independent totals, counted at the top of each hook before any attribution; index into `Totals`.
+    Total {
+        /// `sys_enter` events.
+        SyscallEnter = "syscall_enter",
+        /// `sys_exit` events that belong to a counted entry.
+        SyscallExit = "syscall_exit",
+        /// `sys_exit` events without an entry: inside a syscall when the agent started, or a new task's first return.
+        SyscallExitUnmatched = "syscall_exit_unmatched",
+        /// `sys_exit` events with an error that belong to a counted entry.
+        SyscallError = "syscall_error",
+        /// Switches away from a task (not the idle task) that blocked or exited.
+        SwitchVoluntary = "switch_voluntary",
+        /// Switches away from a task (not the idle task) that could have gone on.
+        SwitchInvoluntary = "switch_involuntary",
+        /// Nanoseconds that tasks (not the idle task) ran.
+        CpuNs = "cpu_ns",
+        /// Nanoseconds that CPUs idled.
+        IdleNs = "idle_ns",
+        /// Run-queue waits measured.
+        Waits = "waits",
+        /// Nanoseconds of run-queue wait.
+        WaitNs = "wait_ns",
+        /// Nanoseconds blocked.
+        BlockedNs = "blocked_ns",
+        /// Migrations.
+        Migrations = "migrations",
+        /// New processes.
+        Forked = "forked",
+        /// New threads.
+        Threads = "threads",
+        /// Programs executed.
+        Exec = "exec",
+        /// Processes that ended.
+        Exited = "exited",
+        /// cgroups of the default hierarchy created.
+        CgroupMkdir = "cgroup_mkdir",
+        /// cgroups of the default hierarchy removed.
+        CgroupRmdir = "cgroup_rmdir",
+        /// Tasks moved between cgroups.
+        Moved = "moved",
+    }
+}
+
+/// Number of independent totals, with room to grow.
+pub const TOTALS: usize = 24;
+const _: () = assert!(Total::ALL.len() <= TOTALS);
+
+/// The independent totals of one CPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Totals {
+    /// Indexed by [`Total`].
+    pub values: [u64; TOTALS],
+}
+
+/// Number of loss reasons, with room to grow.
+pub const LOSSES: usize = 16;
+const _: () = assert!(Loss::ALL.len() <= LOSSES);
+
+/// The loss counters of one CPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Losses {
+    /// Indexed by [`Loss`].
+    pub values: [u64; LOSSES],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(name: &str) -> bool {
+        is_workload_name(name.len(), |i| name.as_bytes()[i])
+    }
+
+    #[test]
+    fn workload_names() {
+        let id = "0123456789abcdef".repeat(4);
+        for name in ["nginx.service", "session-3.scope", "init.scope", &id, &format!("libpod-{id}"), &format!("crio-{id}.scope")] {
+            assert!(workload(name), "{name}");
+        }
+        for name in ["system.slice", "user@1000.service", "kubepods", ".service", "service", ".scope", "pod1234", "", &id[..63], &"z".repeat(64)] {
+            assert!(!workload(name), "{name}");
+        }
+    }
+}

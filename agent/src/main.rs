@@ -1,0 +1,2 @@
+//! The `kernmeter` binary: command line in, exit code out.
+fn main() {}
