@@ -1,0 +1,98 @@
+//! In: the sources of `agent-ebpf`; out: `target/kernmeter.bpf.o`, touched only when its bytes change. Knows nothing of
+//! the agent that embeds it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::setup;
+use crate::toolchain::{self, Toolchain};
+use crate::workspace;
+
+const TRIPLE: &str = "bpfel-unknown-none";
+const BINARY: &str = "kernmeter-ebpf";
+
+/// The object the agent embeds.
+pub fn object() -> PathBuf {
+    workspace::target().join("kernmeter.bpf.o")
+}
+
+/// Builds the object, installing what that needs. Returns its path.
+pub fn run() -> Result<PathBuf> {
+    let toolchain = setup::toolchain()?;
+    // Its own target folder: another compiler must not share cargo's, nor wait for its lock.
+    let target = workspace::target().join("ebpf");
+    let mut cargo = workspace::command(&toolchain.cargo);
+    cargo
+        .args(["build", "--locked", "--release", "--package", "agent-ebpf", "--bin", BINARY])
+        .args(["--features", "programs", "--target", TRIPLE, "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(&target);
+    for setting in ["opt-level=3", "codegen-units=1", "panic=\"abort\"", "strip=false", "incremental=false"] {
+        cargo.arg("--config").arg(format!("profile.release.{setting}"));
+    }
+    for name in [
+        "CARGO_BUILD_RUSTC",
+        "CARGO_BUILD_RUSTC_WRAPPER",
+        "CARGO_BUILD_RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_INCREMENTAL",
+        "CARGO_TARGET_DIR",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_WRAPPER",
+        "RUSTDOC",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+    ] {
+        cargo.env_remove(name);
+    }
+    cargo
+        .env("RUSTC", &toolchain.rustc)
+        // `-Z build-std` and the intrinsics of the programs, on a stable compiler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&toolchain)?);
+    workspace::run(&mut cargo)?;
+
+    let built = target.join(TRIPLE).join("release").join(BINARY);
+    let bytes = fs::read(&built).with_context(|| format!("cannot read \"{}\"", built.display()))?;
+    let object = object();
+    let written = workspace::write_if_changed(&object, &bytes)?;
+    println!(
+        "build-ebpf: {} ({} bytes, {})",
+        object.display(),
+        bytes.len(),
+        if written { "new" } else { "unchanged" }
+    );
+    Ok(object)
+}
+
+/// Compiler flags, joined by the byte cargo splits them at (paths may hold spaces).
+fn flags(toolchain: &Toolchain) -> Result<OsString> {
+    let mut flags: Vec<OsString> = [
+        "--cfg=bpf_target_arch=\"x86_64\"",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        // The generic CPU has no fetching atomics.
+        "-Ctarget-cpu=v3",
+    ]
+    .map(OsString::from)
+    .to_vec();
+    let mut linker = OsString::from("-Clinker=");
+    linker.push(toolchain::bpf_linker());
+    flags.push(linker);
+    // The same bytes wherever the sources, the registry and the compiler lie.
+    let mut remaps = vec![(toolchain.sources()?, "/rustc"), (workspace::root(), "/kernmeter")];
+    if let Some(home) = toolchain::cargo_home() {
+        remaps.push((home, "/cargo"));
+    }
+    for (from, to) in remaps {
+        let mut remap = OsString::from("--remap-path-prefix=");
+        remap.push(from);
+        remap.push("=");
+        remap.push(to);
+        flags.push(remap);
+    }
+    Ok(flags.join(&OsString::from("\u{1f}")))
+}
