@@ -1,0 +1,74 @@
+//! In: the eBPF object that `cargo xtask build-ebpf` left in the target folder, and git's revision; out: where the agent
+//! finds both at compile time. Builds no eBPF itself: that takes another toolchain.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const OBJECT: &str = "kernmeter.bpf.o";
+
+fn main() -> ExitCode {
+    revision();
+    println!("cargo::rerun-if-env-changed=KERNMETER_EBPF_OBJECT");
+    match object() {
+        Ok(path) => {
+            println!("cargo::rerun-if-changed={}", path.display());
+            println!("cargo::rustc-env=KERNMETER_EBPF_OBJECT={}", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            println!("cargo::error={message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The object: the one the environment names, or the one in cargo's target folder, wherever that is.
+fn object() -> Result<PathBuf, String> {
+    if let Some(path) = variable("KERNMETER_EBPF_OBJECT").map(PathBuf::from) {
+        let path = std::path::absolute(&path).unwrap_or(path);
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(format!("KERNMETER_EBPF_OBJECT names \"{}\", which is no file", path.display()))
+        };
+    }
+    // `OUT_DIR` is some levels below the target folder: how many depends on `--target`.
+    let out = variable("OUT_DIR").map(PathBuf::from).unwrap_or_default();
+    let above_out = out.ancestors().skip(1).map(Path::to_owned);
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(|root| root.join("target"));
+    variable("CARGO_TARGET_DIR")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute())
+        .into_iter()
+        .chain(above_out)
+        .chain(workspace)
+        .map(|dir| dir.join(OBJECT))
+        .find(|path| path.is_file())
+        .ok_or_else(|| "the eBPF object is missing; run `cargo xtask build-ebpf`".to_owned())
+}
+
+/// `KERNMETER_REVISION`: as given by the environment (releases), else git's, else `unknown`.
+fn revision() {
+    println!("cargo::rerun-if-env-changed=KERNMETER_REVISION");
+    let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.git/HEAD");
+    // Not the branch itself: a new commit alone is no reason to build the agent again.
+    if head.is_file() {
+        println!("cargo::rerun-if-changed={}", head.display());
+    }
+    let given = variable("KERNMETER_REVISION").and_then(|value| value.into_string().ok());
+    let revision = given.or_else(git_revision).unwrap_or_else(|| "unknown".to_owned());
+    println!("cargo::rustc-env=KERNMETER_REVISION={revision}");
+}
+
+fn git_revision() -> Option<String> {
+    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let text = text.trim();
+    (output.status.success() && !text.is_empty()).then(|| text.to_owned())
+}
