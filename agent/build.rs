@@ -40,7 +40,7 @@ fn object() -> Result<PathBuf, String> {
     }
     // `OUT_DIR` is some levels below the target folder: how many depends on `--target`.
     let out = variable("OUT_DIR").map(PathBuf::from).unwrap_or_default();
-    let above_out = out.ancestors().skip(1).map(Path::to_owned);
+    let above_out = out.ancestors().skip(1).take(6).map(Path::to_owned);
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(|root| root.join("target"));
     variable("CARGO_TARGET_DIR")
         .map(PathBuf::from)

@@ -1,9 +1,16 @@
 //! In: the command line of `cargo xtask`; out: one call into the file of that subcommand, and its exit code.
 //! Knows nothing of what the subcommands do.
 
+mod agent;
 mod build_ebpf;
+mod check;
 mod debian;
+mod docs;
 mod setup;
+mod summary;
+mod test;
+mod test_setup;
+mod tidy;
 mod toolchain;
 mod workspace;
 
@@ -25,18 +32,30 @@ enum Task {
     Setup(setup::Arguments),
     /// Build the eBPF object the agent embeds
     BuildEbpf,
+    /// Build the eBPF object and the agent
+    Build(agent::BuildArguments),
+    /// Build everything and start the agent (as root)
+    Run(agent::RunArguments),
+    /// Run all tests, on this kernel (as root)
+    Test(test::Arguments),
+    /// Formatting, lints, house rules, generated files, licences and advisories
+    Check,
+    /// Generate METRICS.md, and on request the man page and shell completions
+    Docs(docs::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Task::Setup(arguments) => setup::run(&arguments),
-        Task::BuildEbpf => build_ebpf::run().map(|_| ()),
+        Task::Setup(arguments) => setup::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::BuildEbpf => build_ebpf::run().map(|_| ExitCode::SUCCESS),
+        Task::Build(arguments) => agent::build(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Run(arguments) => agent::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Check => Ok(check::run()),
+        Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

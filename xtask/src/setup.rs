@@ -9,13 +9,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 use crate::debian;
+use crate::test_setup;
 use crate::toolchain::{self, BPF_LINKER, Toolchain, Way};
 use crate::workspace;
 
 /// How long rustup may take for a component of 3 MB.
-const RUSTUP_LIMIT: Duration = Duration::from_secs(60);
+const RUSTUP_LIMIT: Duration = Duration::from_mins(1);
 /// How long a failed download by rustup is remembered.
 const RUSTUP_RETRY: Duration = Duration::from_hours(24);
+/// The release of cargo-deny that is used.
+const CARGO_DENY: &str = "0.20.2";
 /// rustc, cargo and the library's sources of one release; LLVM comes with them.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
@@ -24,12 +27,33 @@ pub struct Arguments {
     /// Try a download by rustup again although it failed less than a day ago
     #[arg(long)]
     retry: bool,
+    /// Also install what the tests use: Prometheus, promtool, Python's parser, bpftool
+    #[arg(long)]
+    tests: bool,
+    /// Also install cargo-deny into `.tools` (takes minutes)
+    #[arg(long)]
+    deny: bool,
 }
 
 /// The subcommand.
 pub fn run(arguments: &Arguments) -> Result<()> {
     toolchain_with(arguments.retry)?;
+    if arguments.tests {
+        test_setup::run()?;
+    }
+    if arguments.deny {
+        deny()?;
+    }
     Ok(())
+}
+
+fn deny() -> Result<()> {
+    println!("setup: cargo-deny {CARGO_DENY}");
+    let mut install = workspace::cargo();
+    install
+        .args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--root"])
+        .arg(workspace::tools());
+    workspace::run(&mut install).context("cargo-deny cannot be built")
 }
 
 /// The toolchain for the eBPF object, installed if need be.

@@ -1,0 +1,88 @@
+//! In: the workspace; out: the agent's binary, built around a fresh eBPF object, and on request started in our place.
+//! Knows none of the agent's own options.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build_ebpf;
+use crate::workspace;
+
+#[derive(clap::Args)]
+pub struct BuildArguments {
+    /// Build what is shipped: link-time optimised, stripped, statically linked
+    #[arg(long)]
+    dist: bool,
+}
+
+#[derive(clap::Args)]
+pub struct RunArguments {
+    /// Arguments of `kernmeter run`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "AGENT ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// `cargo xtask build`.
+pub fn build(arguments: &BuildArguments) -> Result<()> {
+    build_ebpf::run()?;
+    let binary = if arguments.dist { dist()? } else { release()? };
+    let size = fs::metadata(&binary).with_context(|| format!("cannot read \"{}\"", binary.display()))?.len();
+    println!("build: {} ({:.1} MB)", binary.display(), size as f64 / 1e6);
+    Ok(())
+}
+
+/// Builds the agent in the release profile; the eBPF object must be there. Returns the binary's path.
+pub fn release() -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--release", "--package", "kernmeter", "--bin", "kernmeter"]);
+    workspace::run(&mut cargo)?;
+    Ok(workspace::target().join("release/kernmeter"))
+}
+
+/// The binary that is shipped: it runs on any distribution, since it needs no shared library.
+fn dist() -> Result<PathBuf> {
+    let triple = host()?;
+    let mut cargo = workspace::cargo();
+    // With a target named, the flags do not reach build scripts and macros, which cannot be static.
+    cargo
+        .args(["build", "--locked", "--profile", "dist", "--package", "kernmeter", "--bin", "kernmeter"])
+        .args(["--target", &triple])
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    // What is shipped names the very commit it was built from.
+    if let Ok(revision) =
+        workspace::output(workspace::command("git").args(["rev-parse", "--short=12", "HEAD"]))
+    {
+        cargo.env("KERNMETER_REVISION", revision.trim());
+    }
+    workspace::run(&mut cargo)?;
+    Ok(workspace::target().join(triple).join("dist/kernmeter"))
+}
+
+fn host() -> Result<String> {
+    let version = workspace::output(workspace::cargo().arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("`cargo -vV` prints no host")?.to_owned())
+}
+
+/// `cargo xtask run`: becomes the agent, so that signals and the exit code are the agent's own.
+pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
+    build_ebpf::run()?;
+    let binary = release()?;
+    if !workspace::is_root() {
+        bail!(
+            "the agent loads programs into the kernel and must be started by root; it is built, run: sudo {} run",
+            binary.display()
+        );
+    }
+    become_agent(&binary, &arguments.arguments).map(|never| match never {})
+}
+
+fn become_agent(binary: &std::path::Path, arguments: &[OsString]) -> Result<Infallible> {
+    let error = workspace::command(binary).arg("run").args(arguments).exec();
+    Err(error).with_context(|| format!("cannot start \"{}\"", binary.display()))
+}

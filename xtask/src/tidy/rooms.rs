@@ -1,0 +1,173 @@
+//! In: a source file of the agent; out: complaints about imports against the data flow. The table below is the flow.
+
+use super::Source;
+
+/// A top-level module of the agent.
+struct Room {
+    name: &'static str,
+    /// The rooms it may name. Everything may name the ABI; nothing may name a room that is not listed.
+    may_use: &'static [&'static str],
+    /// Whether it may name `aya`: only rooms that load programs or hold maps.
+    aya: bool,
+}
+
+const fn room(name: &'static str, may_use: &'static [&'static str]) -> Room {
+    Room { name, may_use, aya: false }
+}
+
+const fn kernel_room(name: &'static str, may_use: &'static [&'static str]) -> Room {
+    Room { name, may_use, aya: true }
+}
+
+/// kernel rows -> drain -> attribute -> registry -> exposition -> serve. What is not here does not exist.
+const ROOMS: &[Room] = &[
+    room("adapt", &[]),
+    room("registry", &[]),
+    room("identity", &["registry"]),
+    room("config", &["adapt", "identity", "registry"]),
+    kernel_room("probes", &["config", "registry"]),
+    kernel_room("drain", &["config", "probes", "registry"]),
+    room("attribute", &["config", "drain", "identity", "probes", "registry"]),
+    room("exposition", &["registry"]),
+    room("health", &["adapt", "drain", "exposition", "probes", "registry"]),
+    room("serve", &["config", "exposition", "health", "registry"]),
+    room("lifecycle", &[]),
+];
+
+/// Files that wire the rooms and may name all of them, but not `aya`.
+const WIRING: [&str; 2] = ["agent/src/lib.rs", "agent/src/main.rs"];
+/// Rooms that wire others.
+const WIRING_ROOMS: [&str; 2] = ["cli", "run"];
+
+/// Checks one file.
+pub fn check(source: &Source, complaints: &mut Vec<String>) {
+    let Some(inside) = source.path.strip_prefix("agent/src/") else { return };
+    let name = inside.split(['/', '.']).next().unwrap_or_default();
+    let wires = WIRING.contains(&source.path.as_str()) || WIRING_ROOMS.contains(&name);
+    let room = ROOMS.iter().find(|room| room.name == name);
+    if room.is_none() && !wires {
+        complaints.push(format!("{}:1: room `{name}` has no line in xtask/src/tidy/rooms.rs", source.path));
+        return;
+    }
+    for (index, line) in source.code.lines().enumerate() {
+        let place = format!("{}:{}", source.path, index + 1);
+        if room.is_none_or(|room| !room.aya) && names_aya(line) {
+            complaints.push(format!("{place}: only rooms that hold programs or maps may name `aya`"));
+        }
+        let Some(room) = room else { continue };
+        for used in uses(&source.code, line) {
+            if used != room.name && !room.may_use.contains(&used) {
+                complaints.push(format!(
+                    "{place}: room `{}` may not use `{used}`: imports point with the data flow (xtask/src/tidy/rooms.rs)",
+                    room.name
+                ));
+            }
+        }
+    }
+}
+
+fn names_aya(line: &str) -> bool {
+    ["aya::", "aya_obj::", "aya_log::"].iter().any(|path| {
+        line.match_indices(path)
+            .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+    })
+}
+
+/// Rooms named after `crate::` on a line. `use crate::{a, b}` is unfolded by looking for it in the whole file once, at
+/// the line where it begins.
+fn uses<'a>(code: &'a str, line: &'a str) -> Vec<&'a str> {
+    let mut used = Vec::new();
+    // `line` is a slice of `code`: what follows it is found by its place.
+    let start = line.as_ptr() as usize - code.as_ptr() as usize;
+    for (at, path) in line.match_indices("crate::") {
+        if line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let rest = &code[start + at + path.len()..];
+        match rest.strip_prefix('{') {
+            Some(list) => used.extend(top_level(list)),
+            None => used.extend(word(rest)),
+        }
+    }
+    // Items of `lib.rs` itself (a constant, say) begin with a capital or are no rooms.
+    used.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+    used
+}
+
+fn word(text: &str) -> Option<&str> {
+    let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(text.len());
+    (end > 0).then(|| &text[..end])
+}
+
+/// First words of the elements of a brace list whose opening brace has been taken off.
+fn top_level(list: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut depth = 0;
+    let mut fresh = true;
+    for (at, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => fresh = true,
+            _ if c.is_whitespace() => {}
+            _ => {
+                if fresh && depth == 0 {
+                    found.extend(word(&list[at..]));
+                }
+                fresh = false;
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaints(path: &str, text: &str) -> Vec<String> {
+        let source =
+            Source { path: path.to_owned(), text: text.to_owned(), code: super::super::code::blank(text) };
+        let mut complaints = Vec::new();
+        check(&source, &mut complaints);
+        complaints
+    }
+
+    #[test]
+    fn imports_point_with_the_flow() {
+        let exposition = "agent/src/exposition/text.rs";
+        assert!(
+            complaints(exposition, "use crate::registry::Snapshot;\nuse crate::exposition::escape;")
+                .is_empty()
+        );
+        assert!(complaints(exposition, "// crate::drain is fine in a comment\n").is_empty());
+        assert_eq!(complaints(exposition, "use crate::drain::Row;").len(), 1);
+        assert_eq!(complaints(exposition, "fn f(a: crate::drain::Row, b: crate::identity::Id) {}").len(), 2);
+        let nested = "use crate::{\n    registry::{Family, Kind},\n    drain::Row,\n    exposition,\n};";
+        let found = complaints(exposition, nested);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("text.rs:1: room `exposition` may not use `drain`"), "{found:?}");
+        assert!(complaints("agent/src/cli/mod.rs", "use crate::{drain, serve};").is_empty());
+        assert!(complaints("xtask/src/main.rs", "use crate::anything;").is_empty());
+    }
+
+    #[test]
+    fn unknown_rooms_and_aya() {
+        assert!(complaints("agent/src/surprise.rs", "").first().unwrap().contains("`surprise` has no line"));
+        assert!(complaints("agent/src/drain/rows.rs", "use aya::maps::MapData;").is_empty());
+        assert_eq!(complaints("agent/src/serve/mod.rs", "use aya::maps::MapData;").len(), 1);
+        assert!(complaints("agent/src/serve/mod.rs", "use malaya::maps;").is_empty());
+    }
+
+    #[test]
+    fn the_table_has_no_cycle() {
+        let mut order: Vec<&str> = Vec::new();
+        while order.len() < ROOMS.len() {
+            let next = ROOMS.iter().find(|room| {
+                !order.contains(&room.name) && room.may_use.iter().all(|used| order.contains(used))
+            });
+            order.push(next.expect("rooms that use each other, or a room without a line").name);
+        }
+    }
+}
