@@ -1,0 +1,94 @@
+//! Plain system calls in exact numbers.
+
+use anyhow::{Result, ensure};
+
+use crate::{Args, say, waits};
+
+/// `getppid` so many times.
+pub fn getppid(times: u64) {
+    for _ in 0..times {
+        // SAFETY: getppid has no arguments and cannot fail.
+        unsafe { libc::syscall(libc::SYS_getppid) };
+    }
+}
+
+/// `openat` of a name longer than any file's, so many times: ENAMETOOLONG, which nothing else here provokes.
+fn failing_openat(times: u64) -> Result<()> {
+    let mut name = [b'x'; 300];
+    name[299] = 0;
+    for _ in 0..times {
+        // SAFETY: the name is null-terminated and outlives the call.
+        let r = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, name.as_ptr(), libc::O_RDONLY) };
+        ensure!(r == -1, "openat did not fail");
+    }
+    Ok(())
+}
+
+/// `--getppid N --openat-fail N`, spread over `--rounds N` with `--pause-ms N` between them.
+pub fn syscalls(args: &Args) -> Result<()> {
+    let rounds = args.number("rounds", 1)?;
+    let (getppids, openats) = (args.number("getppid", 0)?, args.number("openat-fail", 0)?);
+    let pause = args.number("pause-ms", 0)?;
+    for round in 0..rounds {
+        let share = |all: u64| all / rounds + u64::from(round < all % rounds);
+        getppid(share(getppids));
+        failing_openat(share(openats))?;
+        if pause > 0 {
+            waits::nanosleep(pause * 1_000_000);
+        }
+    }
+    Ok(())
+}
+
+/// Floods with calls of many kinds on `--cpu N` until killed; with `--forks`, with processes as well.
+pub fn flood(args: &Args) -> Result<()> {
+    if args.text("cpu").is_some() {
+        waits::pin(args.number("cpu", 0)?)?;
+    }
+    say("done");
+    loop {
+        getppid(1000);
+        for nr in SAFE {
+            // SAFETY: every number in the list is harmless with all arguments invalid.
+            unsafe { libc::syscall(nr, -1, 0, 0, 0, 0, 0) };
+        }
+        if args.flag("forks") {
+            // SAFETY: the child does nothing but end; the parent waits for it.
+            unsafe {
+                let pid = libc::fork();
+                if pid == 0 {
+                    libc::_exit(0);
+                }
+                libc::waitpid(pid, std::ptr::null_mut(), 0);
+            }
+        }
+    }
+}
+
+/// Calls that fail or do nothing when their arguments are -1 and zeros.
+const SAFE: [libc::c_long; 24] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_fstat,
+    libc::SYS_lseek,
+    libc::SYS_ioctl,
+    libc::SYS_pread64,
+    libc::SYS_dup,
+    libc::SYS_getpid,
+    libc::SYS_sendfile,
+    libc::SYS_connect,
+    libc::SYS_listen,
+    libc::SYS_fcntl,
+    libc::SYS_flock,
+    libc::SYS_fsync,
+    libc::SYS_getdents64,
+    libc::SYS_fchdir,
+    libc::SYS_getuid,
+    libc::SYS_getgid,
+    libc::SYS_geteuid,
+    libc::SYS_getpgid,
+    libc::SYS_getsid,
+    libc::SYS_sched_yield,
+    libc::SYS_epoll_ctl,
+    libc::SYS_fallocate,
+];

@@ -1,0 +1,92 @@
+//! Processes, threads and programs in exact numbers; cgroups that live for moments.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{Args, calls, say};
+
+/// `--forks N --threads N --execs N`: so many children that end at once, threads that end at once, and children that
+/// execute this program's `exit`.
+pub fn processes(args: &Args) -> Result<()> {
+    for _ in 0..args.number("forks", 0)? {
+        // SAFETY: the child only ends.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        reap(pid)?;
+    }
+    for _ in 0..args.number("threads", 0)? {
+        std::thread::spawn(|| ()).join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+    }
+    for _ in 0..args.number("execs", 0)? {
+        // SAFETY: the child makes async-signal-safe calls only; the arrays are null-terminated.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let program_args = [c"workload".as_ptr(), c"exit".as_ptr(), std::ptr::null()];
+            let envp = [std::ptr::null::<libc::c_char>()];
+            // SAFETY: as above.
+            unsafe {
+                libc::execve(c"/proc/self/exe".as_ptr(), program_args.as_ptr(), envp.as_ptr());
+                libc::_exit(1);
+            }
+        }
+        reap(pid)?;
+    }
+    Ok(())
+}
+
+fn reap(pid: libc::pid_t) -> Result<()> {
+    let mut status = 0;
+    // SAFETY: the pointer is to a live local.
+    let r = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    ensure!(pid > 0 && r == pid && status == 0, "child {pid}: {r} {status} {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// `--root DIR --count N --calls N [--prefix NAME]`: N cgroups one after the other, each with one process that makes so
+/// many `getppid` and ends, whereupon the cgroup is removed. Says how long the longest of them lived.
+pub fn swarm(args: &Args) -> Result<()> {
+    let root = Path::new(args.text("root").context("--root")?);
+    let prefix = args.text("prefix").unwrap_or("swarm");
+    let (count, times) = (args.number("count", 1)?, args.number("calls", 1)?);
+    let mut longest = Duration::ZERO;
+    for n in 0..count {
+        let dir = root.join(format!("{prefix}-{n}"));
+        let begin = Instant::now();
+        fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
+        let outcome = File::open(&dir).map_err(Into::into).and_then(|d| one(&d, times));
+        while let Err(e) = fs::remove_dir(&dir) {
+            if e.raw_os_error() != Some(libc::EBUSY) || begin.elapsed() > Duration::from_secs(5) {
+                bail!("remove {}: {e}", dir.display());
+            }
+        }
+        outcome?;
+        longest = longest.max(begin.elapsed());
+    }
+    say(&format!("longest_us={}", longest.as_micros()));
+    Ok(())
+}
+
+/// One process in the cgroup.
+fn one(cgroup: &File, times: u64) -> Result<()> {
+    // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup
+    let mut clone = [0u64; 11];
+    clone[0] = 0x2_0000_0000; // CLONE_INTO_CGROUP
+    clone[4] = libc::SIGCHLD as u64;
+    clone[10] = cgroup.as_raw_fd() as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of all memory, and only calls getppid and _exit.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, clone.as_ptr(), size_of_val(&clone)) };
+    if pid == 0 {
+        calls::getppid(times);
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(0) };
+    }
+    reap(pid as libc::pid_t)
+}

@@ -1,0 +1,259 @@
+//! Calls are counted exactly, for whom they were made, and nothing is counted twice or lost.
+
+use anyhow::{Context, ensure};
+use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
+
+use crate::NATIVE;
+use crate::family::{ERRORS, KERNEL_EVENTS, LOST, SYSCALLS};
+
+trials![
+    exact_across_many_drains,
+    exact_when_the_cgroup_is_removed_at_once,
+    exact_for_500_short_lived_cgroups,
+    exact_sum_for_a_task_that_moves,
+    sums_over_tenants_are_the_kernel_totals,
+    exact_with_every_slot_taken,
+    exact_with_every_row_taken,
+];
+
+const GETPPID: u64 = 1_000_000;
+const OPENAT: u64 = 10_000;
+
+/// Calls of a tenant by name.
+pub fn calls(scrape: &Scrape, tenant: &str, syscall: &str) -> u64 {
+    scrape.count(SYSCALLS, &[("tenant_id", tenant), ("syscall", syscall), ("abi", NATIVE)])
+}
+
+/// The exact counts of the acceptance test, in a tenant's cgroup.
+pub fn check_counts(scrape: &Scrape, tenant: &str) -> Outcome {
+    let own = [("tenant_id", tenant), ("abi", NATIVE)];
+    let getppid = calls(scrape, tenant, "getppid");
+    ensure!(getppid == GETPPID, "{getppid} getppid instead of {GETPPID}");
+    let failed = scrape.count(ERRORS, &[own[0], own[1], ("syscall", "openat"), ("errno", "ENAMETOOLONG")]);
+    ensure!(failed == OPENAT, "{failed} failed openat instead of {OPENAT}");
+    ensure!(calls(scrape, tenant, "openat") >= OPENAT, "fewer openat calls than failures");
+    ensure!(scrape.count(ERRORS, &[own[0], ("syscall", "getppid")]) == 0, "getppid cannot fail");
+    let finished =
+        scrape.count("kernmeter_syscall_duration_seconds_count", &[own[0], own[1], ("syscall", "getppid")]);
+    ensure!(finished == GETPPID, "{finished} measured getppid instead of {GETPPID}");
+    Ok(())
+}
+
+/// The workload of [`check_counts`], spread over some seconds.
+pub const WORKLOAD: [&str; 9] =
+    ["syscalls", "--getppid", "1000000", "--openat-fail", "10000", "--rounds", "20", "--pause-ms", "100"];
+
+fn exact_across_many_drains() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("exact")?;
+    let (workload, _) = Workload::run(&tenant, &WORKLOAD)?;
+    let scrape = agent.settle(GETPPID, |s| calls(s, "exact", "getppid"))?;
+    check_counts(&scrape, "exact")?;
+    workload.finish()?;
+    check_counts(&agent.fresh()?, "exact")?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn exact_when_the_cgroup_is_removed_at_once() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    // Longer than the workload: all of it happens between two drains.
+    let agent = Agent::start(&Settings::new(&hierarchy).every_ms(2000))?;
+    let tenant = hierarchy.tenant("removed")?;
+    let args = ["syscalls", "--getppid", "1000000", "--openat-fail", "10000"];
+    let (workload, _) = Workload::run(&tenant, &args)?;
+    workload.finish()?;
+    tenant.remove()?;
+    let scrape = agent.settle(GETPPID, |s| calls(s, "removed", "getppid"))?;
+    check_counts(&scrape, "removed")?;
+    // A new cgroup of the same name is the same tenant: its counter goes on where it was.
+    let again = hierarchy.tenant("removed")?;
+    let (workload, _) = Workload::run(&again, &["syscalls", "--getppid", "5"])?;
+    workload.finish()?;
+    again.remove()?;
+    agent.settle(GETPPID + 5, |s| calls(s, "removed", "getppid"))?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn exact_for_500_short_lived_cgroups() -> Outcome {
+    const COUNT: u64 = 500;
+    const CALLS: u64 = 1000;
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let parent = hierarchy.tenant("parent")?;
+    let root = hierarchy.own().dir().to_string_lossy().into_owned();
+    let (number, each) = (COUNT.to_string(), CALLS.to_string());
+    let args = ["swarm", "--root", &root, "--count", &number, "--calls", &each];
+    let (workload, lines) = Workload::run(&parent, &args)?;
+    workload.finish()?;
+    let longest: u64 =
+        lines.iter().find_map(|l| l.strip_prefix("longest_us=")).context("no longest_us")?.parse()?;
+    println!("the longest of {COUNT} cgroups lived {} ms", longest / 1000);
+    let all = |s: &Scrape| {
+        s.find(SYSCALLS, &[("syscall", "getppid")])
+            .filter(|s| s.label("tenant_id").is_some_and(|t| t.starts_with("swarm-")))
+            .map(|s| s.value() as u64)
+            .sum()
+    };
+    let scrape = agent.settle(COUNT * CALLS, all)?;
+    for n in 0..COUNT {
+        let tenant = format!("swarm-{n}");
+        let seen = calls(&scrape, &tenant, "getppid");
+        ensure!(seen == CALLS, "{seen} calls of {tenant}");
+        let exited = scrape.count("kernmeter_processes_exited_total", &[("tenant_id", &tenant)]);
+        ensure!(exited == 1, "{exited} processes of {tenant} exited");
+    }
+    for reason in ["slot_exhausted", "cgroup_map_full", "unknown_cgroup", "syscall_row_exhausted"] {
+        let lost = scrape.count(LOST, &[("reason", reason)]);
+        ensure!(lost == 0, "{lost} events were not attributed: {reason}");
+    }
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn exact_sum_for_a_task_that_moves() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let (left, right) = (hierarchy.tenant("left")?, hierarchy.tenant("right")?);
+    let args = ["syscalls", "--getppid", "1000000", "--rounds", "1000", "--pause-ms", "1"];
+    let mut workload = Workload::spawn(&left, &args)?;
+    workload.go()?;
+    let times = 60u64;
+    for n in 0..times {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        if n % 2 == 0 { &right } else { &left }.enter(workload.pid())?;
+    }
+    workload.results()?;
+    workload.finish()?;
+    let both = |s: &Scrape| calls(s, "left", "getppid") + calls(s, "right", "getppid");
+    let scrape = agent.settle(GETPPID, both)?;
+    let (l, r) = (calls(&scrape, "left", "getppid"), calls(&scrape, "right", "getppid"));
+    ensure!(l > GETPPID / 10 && r > GETPPID / 10, "{l} calls left and {r} right of a task that was in both");
+    let moved = |tenant| scrape.count("kernmeter_task_moves_total", &[("tenant_id", tenant)]);
+    ensure!(
+        moved("left") == times / 2 && moved("right") == times / 2,
+        "{} and {} moves",
+        moved("left"),
+        moved("right")
+    );
+    let tasks = |tenant| scrape.sum("kernmeter_tasks", &[("tenant_id", tenant)]);
+    ensure!(
+        tasks("left") == 0.0 && tasks("right") == 0.0,
+        "tasks left over: {} {}",
+        tasks("left"),
+        tasks("right")
+    );
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// Sums of all rows of a scrape by the name of the total they must add up to.
+pub fn row_sums(scrape: &Scrape) -> Vec<(&'static str, u64)> {
+    let switches = |kind| scrape.count("kernmeter_context_switches_total", &[("kind", kind)]);
+    let finished = scrape.count("kernmeter_syscall_duration_seconds_count", &[]);
+    vec![
+        ("syscall_enter", scrape.count(SYSCALLS, &[])),
+        ("syscall_error", scrape.count(ERRORS, &[])),
+        ("syscall_exit", finished + scrape.count("kernmeter_syscalls_unmeasured_total", &[])),
+        ("switch_voluntary", switches("voluntary")),
+        ("switch_involuntary", switches("involuntary")),
+        ("migrations", scrape.count("kernmeter_migrations_total", &[])),
+        ("forked", scrape.count("kernmeter_processes_forked_total", &[])),
+        ("threads", scrape.count("kernmeter_threads_started_total", &[])),
+        ("exec", scrape.count("kernmeter_processes_exec_total", &[])),
+        ("exited", scrape.count("kernmeter_processes_exited_total", &[])),
+    ]
+}
+
+fn sums_over_tenants_are_the_kernel_totals() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("busy")?;
+    let mut workload = Workload::spawn(&tenant, &["flood", "--forks"])?;
+    workload.go()?;
+    // Rows and totals of a running host are read a moment apart: each scrape's rows lie between the totals of the scrape
+    // before and of the one after.
+    let mut scrapes = Vec::new();
+    for _ in 0..4 {
+        scrapes.push(agent.fresh()?);
+    }
+    workload.kill()?;
+    for window in scrapes.windows(3) {
+        for (event, rows) in row_sums(&window[1]) {
+            let total = |s: &Scrape| s.count(KERNEL_EVENTS, &[("event", event)]);
+            let (before, after) = (total(&window[0]), total(&window[2]));
+            ensure!(
+                before <= rows && rows <= after,
+                "{event}: rows add up to {rows}, totals go from {before} to {after}"
+            );
+            ensure!(after > 0, "{event}: no events at all");
+        }
+        let error = window[1].sum("kernmeter_accounting_error_ratio", &[]);
+        ensure!(error == 0.0, "accounting error {error}");
+    }
+    let last = row_sums(&scrapes[3]);
+    let totals = agent.stop_conserved()?;
+    for (event, rows) in last {
+        let total = totals.iter().find(|t| t.event == event).with_context(|| format!("no final {event}"))?;
+        ensure!(
+            total.attributed >= rows,
+            "{event}: {rows} were scraped, {} are left at the end",
+            total.attributed
+        );
+    }
+    Ok(())
+}
+
+fn exact_with_every_slot_taken() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy).section("kernel: {slots: 16}"))?;
+    let early = agent.scrape()?;
+    ensure!(
+        early.count(LOST, &[("reason", "slot_exhausted")]) == 0 || early.samples.len() > 1,
+        "empty scrape"
+    );
+    let cgroups: Vec<_> = (0..40).map(|n| hierarchy.tenant(format!("t{n}"))).collect::<Result<_, _>>()?;
+    for cgroup in &cgroups {
+        let (workload, _) = Workload::run(cgroup, &["syscalls", "--getppid", "1000"])?;
+        workload.finish()?;
+    }
+    let in_tenants = |s: &Scrape| (0..40).map(|n| calls(s, &format!("t{n}"), "getppid")).sum::<u64>();
+    let overflow = |s: &Scrape| calls(s, "_overflow", "getppid");
+    let scrape = agent.settle(40_000, |s| in_tenants(s) + overflow(s))?;
+    for n in 0..40 {
+        let seen = calls(&scrape, &format!("t{n}"), "getppid");
+        ensure!(seen == 0 || seen == 1000, "t{n} has {seen} calls: neither its own nor none");
+    }
+    ensure!(overflow(&scrape) >= 24_000, "16 slots cannot hold 40 cgroups");
+    let lost = scrape.count(LOST, &[("reason", "slot_exhausted")]);
+    ensure!(lost >= 24, "{lost} refused slots are counted");
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn exact_with_every_row_taken() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let settings = Settings::new(&hierarchy).section("kernel: {syscall_rows: 64, errno_rows: 64}");
+    let agent = Agent::start(&settings)?;
+    let mut floods = Vec::new();
+    for n in 0..8 {
+        let mut workload = Workload::spawn(&hierarchy.tenant(format!("wide{n}"))?, &["flood"])?;
+        workload.go()?;
+        floods.push(workload);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    for flood in floods {
+        flood.kill()?;
+    }
+    let tenant = hierarchy.tenant("late")?;
+    let (workload, _) = Workload::run(&tenant, &["syscalls", "--getppid", "1000"])?;
+    workload.finish()?;
+    let scrape = agent.fresh()?;
+    let late: u64 = scrape.count(SYSCALLS, &[("tenant_id", "late")]);
+    ensure!(late >= 1000, "{late} calls of the tenant that found no row");
+    ensure!(scrape.count(LOST, &[("reason", "syscall_row_exhausted")]) > 0, "exhausted rows are not counted");
+    agent.stop_conserved()?;
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Durations are in the right bucket; counts, sums and buckets agree with each other.
+
+use anyhow::ensure;
+use kernmeter_tests::trial::with_retries;
+use kernmeter_tests::{Agent, Hierarchy, Outcome, Settings, Workload, trials};
+
+use crate::family::{DURATION, SYSCALLS, WAIT};
+use crate::time::nanos;
+
+trials![known_durations, every_histogram_is_consistent];
+
+fn known_durations() -> Outcome {
+    with_retries(|| {
+        let hierarchy = Hierarchy::new()?;
+        let agent = Agent::start(&Settings::new(&hierarchy))?;
+        for (ms, expected_le) in [(1u32, 2f64.powi(-8)), (10, 2f64.powi(-6)), (100, 2f64.powi(-2))] {
+            let name = format!("ms{ms}");
+            let tenant = hierarchy.tenant(&name)?;
+            let ms = ms.to_string();
+            let (workload, lines) =
+                Workload::run(&tenant, &["sleep", "--ms", &ms, "--times", "5", "--fifo"])?;
+            let measured = nanos(&lines)?;
+            let scrape = agent.fresh()?;
+            let own = [("tenant_id", name.as_str()), ("syscall", "nanosleep")];
+            let series = scrape.series(DURATION, &own)?;
+            ensure!(series.len() == 1, "{} series of one syscall", series.len());
+            let series = &series[0];
+            let filled: Vec<_> = series.buckets.iter().filter(|b| b.1 > 0).collect();
+            ensure!(
+                filled == [&(expected_le, 5)],
+                "5 sleeps of {ms} ms are in {filled:?}, measured {measured:?}"
+            );
+            let all = measured.iter().sum::<u64>() as f64 / 1e9;
+            let least = 5.0 * ms.parse::<f64>()? / 1e3;
+            ensure!((least..=all).contains(&series.sum), "sum {} not in {least}..={all}", series.sum);
+            workload.finish()?;
+        }
+        agent.stop_conserved()?;
+        Ok(())
+    })
+}
+
+fn every_histogram_is_consistent() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("busy")?;
+    let mut workload = Workload::spawn(&tenant, &["flood", "--forks"])?;
+    workload.go()?;
+    for _ in 0..3 {
+        let scrape = agent.fresh()?;
+        for family in [DURATION, WAIT] {
+            // Cumulative buckets and equal counts are checked by the parser, for every series of the running host.
+            ensure!(!scrape.series(family, &[])?.is_empty(), "no series of {family}");
+        }
+    }
+    workload.kill()?;
+    // Nothing changes for this tenant any more: sums and calls must fit as well.
+    let scrape = agent.fresh()?;
+    for family in [DURATION, WAIT] {
+        let all = scrape.series(family, &[("tenant_id", "busy")])?;
+        ensure!(all.iter().any(|s| s.count > 1000), "the tenant did nothing");
+        for series in all {
+            let (mut low, mut high, mut below) = (0.0, 0.0, 0.0);
+            for &(le, n) in &series.buckets {
+                low += below * n as f64;
+                high += if n == 0 { 0.0 } else { le * n as f64 };
+                below = le;
+            }
+            let sum = series.sum;
+            ensure!(sum >= low * 0.999_999, "{family}{:?}: sum {sum} below {low}", series.labels);
+            ensure!(sum <= high * 1.000_001, "{family}{:?}: sum {sum} above {high}", series.labels);
+        }
+    }
+    let busy = [("tenant_id", "busy")];
+    let (calls, finished) =
+        (scrape.count(SYSCALLS, &busy), scrape.count(&format!("{DURATION}_count"), &busy));
+    // The kill may have cut one call short, and nobody returns from exit_group.
+    ensure!(finished <= calls, "{finished} of {calls} calls finished");
+    agent.stop_conserved()?;
+    Ok(())
+}

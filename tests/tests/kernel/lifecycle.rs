@@ -1,0 +1,183 @@
+//! The agent comes and goes without a trace, and takes the last counts with it in its log.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kernmeter_tests::kernel::{BpfObjects, bpf_holders, bpf_objects, descriptors};
+use kernmeter_tests::settings::rule;
+use kernmeter_tests::{Agent, Hierarchy, Outcome, Settings, Workload, skip, trials};
+
+use crate::counting::calls;
+
+trials![
+    starts_and_stops_leave_nothing,
+    kills_leave_nothing,
+    the_last_interval_is_in_the_final_totals,
+    a_second_signal_ends_at_once,
+    reload_loses_no_count,
+    a_bad_reload_changes_nothing,
+    two_agents_at_once,
+];
+
+/// Cycles of starting and stopping: `KERNMETER_TEST_CYCLES`, or 200; kills are a tenth of them.
+fn cycles() -> Result<u32> {
+    match std::env::var("KERNMETER_TEST_CYCLES") {
+        Ok(text) => text.parse().with_context(|| format!("bad KERNMETER_TEST_CYCLES {text:?}")),
+        Err(_) => Ok(200),
+    }
+}
+
+/// Nothing BPF is there that was not there before. The kernel frees what a dead process held a moment later.
+fn check_nothing_left(before: &BpfObjects) -> Outcome {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = bpf_objects()?;
+        let ids: BTreeSet<_> = now.ids.difference(&before.ids).copied().collect();
+        let pins: Vec<_> = now.pins.difference(&before.pins).collect();
+        ensure!(pins.is_empty(), "left pinned: {pins:?}");
+        if ids.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let holders = bpf_holders();
+            if holders.is_empty() {
+                bail!("left in the kernel: {ids:?}");
+            }
+            skip!("processes {holders:?} came to hold BPF objects meanwhile");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn starts_and_stops_leave_nothing() -> Outcome {
+    let cycles = cycles()?;
+    let hierarchy = Hierarchy::new()?;
+    let (before, own) = (bpf_objects()?, descriptors(std::process::id() as i32)?);
+    let begin = Instant::now();
+    let (mut slowest_start, mut slowest_stop) = (Duration::ZERO, Duration::ZERO);
+    for n in 0..cycles {
+        let start = Instant::now();
+        let agent = Agent::start(&Settings::new(&hierarchy)).with_context(|| format!("cycle {n}"))?;
+        slowest_start = slowest_start.max(start.elapsed());
+        let stopped = agent.stop()?;
+        stopped.check().with_context(|| format!("cycle {n}"))?;
+        slowest_stop = slowest_stop.max(stopped.took);
+    }
+    println!(
+        "{cycles} cycles in {:?}; slowest start {slowest_start:?}, stop {slowest_stop:?}",
+        begin.elapsed()
+    );
+    let after = descriptors(std::process::id() as i32)?;
+    ensure!(after <= own, "the test held {own} descriptors, now {after}");
+    check_nothing_left(&before)
+}
+
+fn kills_leave_nothing() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let before = bpf_objects()?;
+    for _ in 0..cycles()?.div_ceil(10) {
+        let mut agent = Agent::start(&Settings::new(&hierarchy))?;
+        let stopped = agent.stop_by(libc::SIGKILL)?;
+        ensure!(!stopped.status.success(), "a killed agent ended with {}", stopped.status);
+    }
+    check_nothing_left(&before)?;
+    // The next one finds nothing in its way.
+    Agent::start(&Settings::new(&hierarchy))?.stop_conserved()?;
+    check_nothing_left(&before)
+}
+
+fn the_last_interval_is_in_the_final_totals() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    // No drain but the first and the last.
+    let agent = Agent::start(&Settings::new(&hierarchy).every_ms(60_000))?;
+    let early = agent.scrape()?;
+    let tenant = hierarchy.tenant("last")?;
+    let (workload, _) = Workload::run(&tenant, &["syscalls", "--getppid", "1000000"])?;
+    workload.finish()?;
+    let scrape = agent.scrape()?;
+    ensure!(calls(&scrape, "last", "getppid") == 0, "there was a drain in between: the test proves nothing");
+    let stopped = agent.stop()?;
+    let totals = stopped.check()?;
+    let entered = totals.iter().find(|t| t.event == "syscall_enter").context("no syscall_enter")?;
+    let before = early.count(crate::family::SYSCALLS, &[]);
+    ensure!(entered.attributed >= before + 1_000_000, "{entered:?} after {before} calls and a million more");
+    Ok(())
+}
+
+fn a_second_signal_ends_at_once() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let before = bpf_objects()?;
+    let mut agent = Agent::start(&Settings::new(&hierarchy))?;
+    agent.signal(libc::SIGTERM);
+    let stopped = agent.stop_by(libc::SIGINT)?;
+    ensure!(stopped.took < Duration::from_secs(2), "took {:?}", stopped.took);
+    check_nothing_left(&before)
+}
+
+fn reload_loses_no_count() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let settings = Settings::new(&hierarchy);
+    let mut agent = Agent::start(&settings)?;
+    let cgroup = hierarchy.tenant("one")?;
+    let own = hierarchy.own().path();
+    let args = ["syscalls", "--getppid", "1000000", "--rounds", "200", "--pause-ms", "10"];
+    let mut workload = Workload::spawn(&cgroup, &args)?;
+    workload.go()?;
+    let early_descriptors = descriptors(agent.pid())?;
+    for n in 1..=4 {
+        std::thread::sleep(Duration::from_millis(500));
+        let rules = rule(&format!("{own}/one"), &format!("epoch{n}"));
+        agent.reload(&Settings { rules, ..settings.clone() }.yaml())?;
+        agent.wait_for(Duration::from_secs(5), |l| l.get("msg").is_some_and(|m| m.contains("reload")))?;
+    }
+    workload.results()?;
+    workload.finish()?;
+    let of = |s: &kernmeter_tests::Scrape, tenant: &str| calls(s, tenant, "getppid");
+    let all = |s: &kernmeter_tests::Scrape| {
+        of(s, "one") + (1..=4).map(|n| of(s, &format!("epoch{n}"))).sum::<u64>()
+    };
+    let scrape = agent.settle(1_000_000, all)?;
+    ensure!(of(&scrape, "epoch4") > 0, "the last rules were never used");
+    let late_descriptors = descriptors(agent.pid())?;
+    ensure!(
+        late_descriptors <= early_descriptors + 1,
+        "descriptors: {early_descriptors}, then {late_descriptors}"
+    );
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn a_bad_reload_changes_nothing() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let settings = Settings::new(&hierarchy);
+    let mut agent = Agent::start(&settings)?;
+    let cgroup = hierarchy.tenant("same")?;
+    agent.reload("tenants: {rulez: []}\n")?;
+    let line = agent.wait_for(Duration::from_secs(5), |l| l.values().any(|v| v.contains("rulez")))?;
+    ensure!(line.get("level").is_some_and(|l| l != "info" && l != "debug"), "said in passing only: {line:?}");
+    let (workload, _) = Workload::run(&cgroup, &["syscalls", "--getppid", "1000"])?;
+    workload.finish()?;
+    agent.settle(1000, |s| calls(s, "same", "getppid"))?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn two_agents_at_once() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let first = Agent::start(&Settings::new(&hierarchy))?;
+    // Either it refuses with one clear line, or both count everything.
+    match Agent::start(&Settings::new(&hierarchy)) {
+        Err(e) => println!("the second agent refuses: {e:#}"),
+        Ok(second) => {
+            let (workload, _) =
+                Workload::run(&hierarchy.tenant("both")?, &["syscalls", "--getppid", "100000"])?;
+            workload.finish()?;
+            first.settle(100_000, |s| calls(s, "both", "getppid"))?;
+            second.settle(100_000, |s| calls(s, "both", "getppid"))?;
+            second.stop_conserved()?;
+        }
+    }
+    first.stop_conserved()?;
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! The integration tests: one binary, one module per subject, one trial after the other. Needs root and a cgroup-v2
+//! hierarchy; a trial that cannot run prints `SKIP` with its reason and counts as ignored.
+#![allow(clippy::float_cmp, reason = "what is compared for equality are integers written as floats")]
+
+mod abi;
+mod cli;
+mod counting;
+mod flood;
+mod hostile;
+mod http;
+mod input;
+mod interval;
+mod latency;
+mod lifecycle;
+mod processes;
+mod prometheus;
+mod time;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use kernmeter_tests::{agent, workload};
+use libtest_mimic::{Arguments, Trial};
+
+/// Families of what the tests look at.
+mod family {
+    pub const SYSCALLS: &str = "kernmeter_syscalls_total";
+    pub const ERRORS: &str = "kernmeter_syscall_errors_total";
+    pub const DURATION: &str = "kernmeter_syscall_duration_seconds";
+    pub const BLOCKED: &str = "kernmeter_blocked_seconds_total";
+    pub const WAIT: &str = "kernmeter_runqueue_wait_seconds";
+    pub const CPU: &str = "kernmeter_cpu_seconds_total";
+    pub const SWITCHES: &str = "kernmeter_context_switches_total";
+    pub const KERNEL_EVENTS: &str = "kernmeter_kernel_events_total";
+    pub const LOST: &str = "kernmeter_events_lost_total";
+}
+
+/// The value of the `abi` label of ordinary calls.
+const NATIVE: &str = if cfg!(target_arch = "x86_64") { "x86_64" } else { "aarch64" };
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each trial measures the whole host: one at a time unless somebody insists.
+    arguments.test_threads.get_or_insert(1);
+    workload::set_program(Path::new(env!("CARGO_BIN_EXE_workload")));
+    let trials: Vec<Trial> = [
+        counting::trials(),
+        abi::trials(),
+        processes::trials(),
+        time::trials(),
+        latency::trials(),
+        prometheus::trials(),
+        interval::trials(),
+        lifecycle::trials(),
+        flood::trials(),
+        hostile::trials(),
+        http::trials(),
+        input::trials(),
+        cli::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    // SAFETY: geteuid has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("SKIP all: the tests load programs into the kernel and must run as root");
+        return ExitCode::SUCCESS;
+    }
+    if !arguments.list && !agent::program().exists() {
+        eprintln!("no agent at {}: build it, or set KERNMETER_BIN", agent::program().display());
+        return ExitCode::FAILURE;
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,67 @@
+//! Processes, threads and programs are counted exactly; the number of live tasks returns to where it was.
+
+use anyhow::ensure;
+use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
+
+trials![forks_threads_execs_and_exits, tasks_older_than_the_agent];
+
+fn count(scrape: &Scrape, what: &str, tenant: &str) -> u64 {
+    scrape.count(&format!("kernmeter_{what}_total"), &[("tenant_id", tenant)])
+}
+
+fn forks_threads_execs_and_exits() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("family")?;
+    let args = ["processes", "--forks", "200", "--threads", "50", "--execs", "20"];
+    let (workload, _) = Workload::run(&tenant, &args)?;
+    let exited = |s: &Scrape| count(s, "processes_exited", "family");
+    let scrape = agent.settle(220, exited)?;
+    let tasks = scrape.sum("kernmeter_tasks", &[("tenant_id", "family")]);
+    ensure!(tasks == 1.0, "{tasks} tasks while one process waits");
+    workload.finish()?;
+    let scrape = agent.settle(221, exited)?;
+    // The first process was made by the test, in the test's own cgroup; its exec was already made here.
+    let forked = count(&scrape, "processes_forked", "family");
+    ensure!(forked == 220 || forked == 221, "{forked} forks instead of 220 (221 with the first)");
+    ensure!(
+        count(&scrape, "threads_started", "family") == 50,
+        "{} threads",
+        count(&scrape, "threads_started", "family")
+    );
+    ensure!(
+        count(&scrape, "processes_exec", "family") == 21,
+        "{} execs",
+        count(&scrape, "processes_exec", "family")
+    );
+    let tasks = scrape.sum("kernmeter_tasks", &[("tenant_id", "family")]);
+    ensure!(tasks == 0.0, "{tasks} tasks after all have ended");
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn tasks_older_than_the_agent() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let tenant = hierarchy.tenant("older")?;
+    let workloads: Vec<_> = (0..5)
+        .map(|_| Workload::spawn(&tenant, &["syscalls", "--getppid", "100"]))
+        .collect::<Result<_, _>>()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tasks = |s: &Scrape| s.sum("kernmeter_tasks", &[("tenant_id", "older")]);
+    let scrape = agent.fresh()?;
+    ensure!(tasks(&scrape) == 5.0, "{} tasks of 5 that were there before", tasks(&scrape));
+    for mut workload in workloads {
+        workload.go()?;
+        workload.results()?;
+        workload.finish()?;
+    }
+    let scrape = agent.settle(500, |s| crate::counting::calls(s, "older", "getppid"))?;
+    ensure!(tasks(&scrape) == 0.0, "{} tasks after all have ended", tasks(&scrape));
+    ensure!(
+        count(&scrape, "processes_exited", "older") == 5,
+        "{} exits",
+        count(&scrape, "processes_exited", "older")
+    );
+    agent.stop_conserved()?;
+    Ok(())
+}
