@@ -18,7 +18,8 @@ pub const BUCKETS: usize = LAST + 1;
 /// 2^60 / 10^9 rounded down: scales nanoseconds so that one second is 2^60.
 const SCALE: u64 = 1_152_921_504;
 /// 2^63 x 2^(k/4) for k = 1, 2, 3, rounded down.
-const QUARTERS: [u64; 3] = [10_968_499_650_544_839_023, 13_043_817_825_332_782_212, 15_511_800_964_685_064_948];
+const QUARTERS: [u64; 3] =
+    [10_968_499_650_544_839_023, 13_043_817_825_332_782_212, 15_511_800_964_685_064_948];
 
 /// The bucket of a duration.
 #[inline(always)]
@@ -27,7 +28,8 @@ pub const fn bucket_of(ns: u64) -> usize {
         return 0;
     }
     // Below 2^33 ns (8.6 s) the product fits; above, microseconds do, and beyond 2^43 ns all is far above the last bound.
-    let (v, one_second) = if ns < 1 << 33 { (ns, 60) } else { (if ns < 1 << 43 { ns >> 10 } else { 1 << 33 }, 50) };
+    let (v, one_second) =
+        if ns < 1 << 33 { (ns, 60) } else { (if ns < 1 << 43 { ns >> 10 } else { 1 << 33 }, 50) };
     let scaled = v * SCALE;
     let top = 63 - scaled.leading_zeros() as i32;
     let mantissa = scaled << (63 - top);

@@ -28,7 +28,7 @@ pub const META_USED: u64 = 1 << 63;
 /// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments are exact
 /// while a shard belongs to one CPU; shards shared by CPUs are written with atomic adds.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct SyscallRow {
     /// Entries into the syscall.
     pub calls: u64,
@@ -49,7 +49,7 @@ const _: () = assert!(size_of::<SyscallRow>() == 512);
 ///
 /// Written by scheduler hooks with interrupts off unless the field says otherwise.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct SlotRow {
     /// Time on a CPU, nanoseconds. Writers: `sched_switch`, `flush_cpu` (which cannot interrupt each other).
     pub cpu_ns: u64,
@@ -80,8 +80,6 @@ pub struct SlotRow {
     pub overflow_calls: u64,
     /// Syscall errors of calls without a row. Atomic.
     pub overflow_errors: u64,
-    /// Sum of durations of calls without a row, nanoseconds. Atomic.
-    pub overflow_ns: u64,
     /// Finished calls without a row. Atomic.
     pub overflow_done: u64,
     /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
@@ -89,7 +87,7 @@ pub struct SlotRow {
     /// Run-queue waits by duration. Wraps at 2^32: readers take differences.
     pub wait_buckets: [u32; histogram::BUCKETS],
 }
-const _: () = assert!(size_of::<SlotRow>() == 608);
+const _: () = assert!(size_of::<SlotRow>() == 600);
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -104,7 +102,7 @@ pub mod slot_state {
 /// What a slot stands for. Written by `cgroup_mkdir`/`cgroup_rmdir` (or by the agent's start-up scan) while the slot is
 /// live, and by the agent when it recycles the slot.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct SlotInfo {
     /// cgroup-v2 id.
     pub cgroup_id: u64,
@@ -166,7 +164,11 @@ pub fn is_workload_name(len: usize, byte: impl Fn(usize) -> u8) -> bool {
         return true;
     }
     if ends(b"ervice") && len > 8 && byte(len - 8) == b'.' && byte(len - 7) == b's' {
-        return !(byte(0) == b'u' && byte(1) == b's' && byte(2) == b'e' && byte(3) == b'r' && byte(4) == b'@');
+        return !(byte(0) == b'u'
+            && byte(1) == b's'
+            && byte(2) == b'e'
+            && byte(3) == b'r'
+            && byte(4) == b'@');
     }
     if len < 64 {
         return false;
@@ -273,7 +275,7 @@ const _: () = assert!(Total::ALL.len() <= TOTALS);
 
 /// The independent totals of one CPU.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Totals {
     /// Indexed by [`Total`].
     pub values: [u64; TOTALS],
@@ -285,7 +287,7 @@ const _: () = assert!(Loss::ALL.len() <= LOSSES);
 
 /// The loss counters of one CPU.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Losses {
     /// Indexed by [`Loss`].
     pub values: [u64; LOSSES],
@@ -302,10 +304,28 @@ mod tests {
     #[test]
     fn workload_names() {
         let id = "0123456789abcdef".repeat(4);
-        for name in ["nginx.service", "session-3.scope", "init.scope", &id, &format!("libpod-{id}"), &format!("crio-{id}.scope")] {
+        for name in [
+            "nginx.service",
+            "session-3.scope",
+            "init.scope",
+            &id,
+            &format!("libpod-{id}"),
+            &format!("crio-{id}.scope"),
+        ] {
             assert!(workload(name), "{name}");
         }
-        for name in ["system.slice", "user@1000.service", "kubepods", ".service", "service", ".scope", "pod1234", "", &id[..63], &"z".repeat(64)] {
+        for name in [
+            "system.slice",
+            "user@1000.service",
+            "kubepods",
+            ".service",
+            "service",
+            ".scope",
+            "pod1234",
+            "",
+            &id[..63],
+            &"z".repeat(64),
+        ] {
             assert!(!workload(name), "{name}");
         }
     }

@@ -58,6 +58,6 @@ pub struct Family {
 /// native-histogram buckets, so each classic bucket is an exact sum of them.
 pub const LE: [i32; 13] = [-20, -18, -16, -14, -12, -10, -8, -6, -4, -2, 0, 2, 4];
 
-/// Values a histogram series takes in [`Snapshot::values`](super::Snapshot): one non-cumulative count per `le`, one for
+/// Values a histogram series takes in [`Snapshot::values`](crate::registry::Snapshot): one non-cumulative count per `le`, one for
 /// `+Inf`, and the sum.
 pub const HISTOGRAM_VALUES: usize = LE.len() + 2;

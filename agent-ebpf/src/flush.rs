@@ -1,0 +1,64 @@
+//! In: a CPU's clock; out: the time of the task now on that CPU, so that a drain sees time that no switch has ended yet.
+use core::ffi::c_void;
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext};
+
+use agent_ebpf::Total;
+
+use crate::{
+    kernel::Task,
+    maps::CPU_SINCE,
+    row, slot,
+    task::{self, TaskState},
+};
+
+/// Nanoseconds since this CPU was last accounted, which becomes `now`; 0 the first time.
+#[inline(always)]
+pub fn since_last(now: u64) -> u64 {
+    let Some(since) = CPU_SINCE.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a live per-CPU map value, written with interrupts or preemption off.
+    let since = unsafe { &mut *since };
+    let last = core::mem::replace(since, now);
+    if last == 0 || now < last { 0 } else { now - last }
+}
+
+/// Accounts the task now running on this CPU up to now. Never attached: the agent runs it on each CPU before it reads the
+/// rows. It runs with interrupts off (another CPU asked) or preemption off (this one did), so no switch can interleave.
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub fn flush_cpu(_: RawTracePointContext) {
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let ran = since_last(now);
+    let task = task::current();
+    if task.pid() == 0 {
+        row::count(Total::IdleNs, ran);
+        return;
+    }
+    row::count(Total::CpuNs, ran);
+    let slot = match TaskState::find(task) {
+        Some(state) => state.slot,
+        None => slot::of_cgroup(task.cgroup_id()),
+    };
+    if let Some(row) = row::of_slot(slot) {
+        row::add(&mut row.cpu_ns, ran);
+    }
+}
+
+/// `struct bpf_iter__task`.
+#[repr(C)]
+struct TaskIteration {
+    meta: *const c_void,
+    task: *mut aya_ebpf::bindings::task_struct,
+}
+
+/// Sets up the state of each task that is older than the agent. Run once at start by reading a task iterator.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub fn adopt_task(ctx: *mut c_void) -> i32 {
+    // SAFETY: the kernel passes a `bpf_iter__task`.
+    let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
+    if !task.is_null() {
+        let _ = TaskState::find_or_create(Task(task));
+    }
+    0
+}

@@ -1,0 +1,224 @@
+//! In: pointers the kernel hands to programs; out: the few fields we need. Knows no offset of its own: the agent sets them
+//! from the running kernel's BTF before loading.
+use core::ffi::c_void;
+
+use aya_ebpf::{Global, bindings::task_struct, helpers::bpf_get_smp_processor_id};
+
+macro_rules! offsets {
+    ($($(#[$meta:meta])* $name:ident,)*) => {
+        $($(#[$meta])* #[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
+    };
+}
+
+offsets! {
+    OFF_TASK_PID,
+    OFF_TASK_TGID,
+    OFF_TASK_FLAGS,
+    OFF_TASK_STATE,
+    OFF_TASK_CGROUPS,
+    /// `task_struct.thread_info.status` (x86).
+    OFF_TASK_STATUS,
+    OFF_TASK_SIGNAL,
+    OFF_SIGNAL_EXEC,
+    OFF_CSSSET_DFL,
+    OFF_CGROUP_KN,
+    OFF_CGROUP_ROOT,
+    /// `cgroup.self.parent`.
+    OFF_CGROUP_PAR,
+    OFF_CSS_CGROUP,
+    OFF_ROOT_HIERID,
+    OFF_KN_ID,
+    OFF_KN_NAME,
+}
+
+/// Slots per shard.
+#[unsafe(no_mangle)]
+static N_SLOTS: Global<u32> = Global::new(16);
+/// Syscall rows per shard.
+#[unsafe(no_mangle)]
+static N_SYS_ROWS: Global<u32> = Global::new(16);
+/// Errno rows per shard.
+#[unsafe(no_mangle)]
+static N_ERR_ROWS: Global<u32> = Global::new(16);
+/// Shards minus one; shards are a power of two.
+#[unsafe(no_mangle)]
+static SHARD_MASK: Global<u32> = Global::new(0);
+/// 1 where several CPUs share a shard, so that every add must be atomic.
+#[unsafe(no_mangle)]
+static SHARED: Global<u32> = Global::new(0);
+/// 1 where `sched_switch` passes `prev_state` (5.18 and newer).
+#[unsafe(no_mangle)]
+static HAS_PREV_STATE: Global<u32> = Global::new(1);
+/// 1 where `sched_process_exit` passes `group_dead`.
+#[unsafe(no_mangle)]
+static HAS_GROUP_DEAD: Global<u32> = Global::new(1);
+/// 1 where `bpf_probe_read_kernel` may be used (not under lockdown=confidentiality).
+#[unsafe(no_mangle)]
+static HAS_PROBE_READ: Global<u32> = Global::new(1);
+
+macro_rules! constants {
+    ($($(#[$meta:meta])* $function:ident = $name:ident: $ty:ty,)*) => {
+        $($(#[$meta])* #[inline(always)] pub fn $function() -> $ty { $name.load() as $ty })*
+    };
+}
+
+constants! {
+    slots = N_SLOTS: u32,
+    syscall_rows = N_SYS_ROWS: u32,
+    errno_rows = N_ERR_ROWS: u32,
+}
+
+/// Whether several CPUs write one shard.
+#[inline(always)]
+pub fn shared() -> bool {
+    SHARED.load() != 0
+}
+
+/// Whether `sched_switch` has a fourth argument.
+#[inline(always)]
+pub fn has_prev_state() -> bool {
+    HAS_PREV_STATE.load() != 0
+}
+
+/// Whether `sched_process_exit` has a second argument.
+#[inline(always)]
+pub fn has_group_dead() -> bool {
+    HAS_GROUP_DEAD.load() != 0
+}
+
+/// Whether names can be read.
+#[inline(always)]
+pub fn has_probe_read() -> bool {
+    HAS_PROBE_READ.load() != 0
+}
+
+/// The shard this CPU writes.
+#[inline(always)]
+pub fn shard() -> u32 {
+    // SAFETY: the helper takes nothing and only returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    cpu & SHARD_MASK.load()
+}
+
+/// Reads a field at an offset that the verifier knows as a constant.
+///
+/// # Safety
+/// `base` must be a BTF pointer (argument of a `tp_btf` program, or loaded from one), so that the kernel checks the
+/// access at load time and handles a fault at run time.
+#[inline(always)]
+unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
+    // SAFETY: the verifier proves that offset and size are a field of the pointed-to type.
+    unsafe { core::ptr::read_volatile(base.byte_add(offset.load() as usize).cast::<T>()) }
+}
+
+/// `PF_KTHREAD` of `include/linux/sched.h`.
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// `TS_COMPAT` of `arch/x86/include/asm/thread_info.h`: in a 32-bit syscall.
+const TS_COMPAT: u32 = 0x0002;
+
+/// A task, as an argument of a hook or the current one.
+#[derive(Clone, Copy)]
+pub struct Task(pub *mut task_struct);
+
+impl Task {
+    #[inline(always)]
+    fn read<T: Copy>(self, offset: &Global<u32>) -> T {
+        // SAFETY: a `Task` is only made from BTF pointers.
+        unsafe { field(self.0.cast_const().cast(), offset) }
+    }
+
+    /// Thread id; 0 for the idle tasks.
+    #[inline(always)]
+    pub fn pid(self) -> u32 {
+        self.read(&OFF_TASK_PID)
+    }
+
+    /// Process id.
+    #[inline(always)]
+    pub fn tgid(self) -> u32 {
+        self.read(&OFF_TASK_TGID)
+    }
+
+    /// Whether it is a kernel thread.
+    #[inline(always)]
+    pub fn is_kernel_thread(self) -> bool {
+        self.read::<u32>(&OFF_TASK_FLAGS) & PF_KTHREAD != 0
+    }
+
+    /// Scheduler state: 0 when runnable.
+    #[inline(always)]
+    pub fn state(self) -> u32 {
+        self.read(&OFF_TASK_STATE)
+    }
+
+    /// Whether the task is in a 32-bit syscall.
+    #[inline(always)]
+    pub fn in_compat_syscall(self) -> bool {
+        self.read::<u32>(&OFF_TASK_STATUS) & TS_COMPAT != 0
+    }
+
+    /// Whether another thread of the process is executing a program, and so ends this one.
+    #[inline(always)]
+    pub fn replaced_by_exec(self) -> bool {
+        let signal: *const c_void = self.read(&OFF_TASK_SIGNAL);
+        // SAFETY: loaded from a BTF pointer, hence one itself.
+        unsafe { field::<u64>(signal, &OFF_SIGNAL_EXEC) != 0 }
+    }
+
+    /// Id of the task's cgroup in the default hierarchy.
+    #[inline(always)]
+    pub fn cgroup_id(self) -> u64 {
+        let set: *const c_void = self.read(&OFF_TASK_CGROUPS);
+        // SAFETY: each pointer is loaded from a BTF pointer, hence one itself.
+        unsafe {
+            let cgroup: *const c_void = field(set, &OFF_CSSSET_DFL);
+            Cgroup(cgroup).id()
+        }
+    }
+}
+
+/// A cgroup, as an argument of a hook or loaded from a BTF pointer.
+#[derive(Clone, Copy)]
+pub struct Cgroup(pub *const c_void);
+
+impl Cgroup {
+    #[inline(always)]
+    fn node(self) -> *const c_void {
+        // SAFETY: a `Cgroup` is only made from BTF pointers.
+        unsafe { field(self.0, &OFF_CGROUP_KN) }
+    }
+
+    /// cgroup id: the number of its kernfs node.
+    #[inline(always)]
+    pub fn id(self) -> u64 {
+        // SAFETY: the node is loaded from a BTF pointer.
+        unsafe { field(self.node(), &OFF_KN_ID) }
+    }
+
+    /// Address of the name: not a BTF pointer, to be read with `bpf_probe_read_kernel_str` only.
+    #[inline(always)]
+    pub fn name(self) -> *const u8 {
+        // SAFETY: the node is loaded from a BTF pointer.
+        unsafe { field(self.node(), &OFF_KN_NAME) }
+    }
+
+    /// Whether it belongs to the default (v2) hierarchy, whose number is 0.
+    #[inline(always)]
+    pub fn is_default_hierarchy(self) -> bool {
+        // SAFETY: loaded from BTF pointers.
+        unsafe {
+            let root: *const c_void = field(self.0, &OFF_CGROUP_ROOT);
+            field::<u32>(root, &OFF_ROOT_HIERID) == 0
+        }
+    }
+
+    /// The parent; only for cgroups that have one.
+    #[inline(always)]
+    pub fn parent(self) -> Cgroup {
+        // SAFETY: loaded from BTF pointers.
+        unsafe {
+            let css: *const c_void = field(self.0, &OFF_CGROUP_PAR);
+            Cgroup(field(css, &OFF_CSS_CGROUP))
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The maps, sized by the agent at load. The sizes here are minimums that only let the object load as it is.
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, PerCpuArray, Queue},
+    macros::btf_map,
+};
+
+use agent_ebpf::{CgroupRef, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
+
+use crate::task::TaskState;
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+/// cgroup id -> slot. Written by the cgroup hooks and by the agent's scans.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, CgroupRef, 16> = HashMap::new();
+/// Slots nobody uses. Filled by the agent, emptied by `cgroup_mkdir`.
+#[btf_map]
+pub static SLOT_FREE: Queue<u32, 16> = Queue::new();
+/// What each slot stands for.
+#[btf_map]
+pub static SLOTS: Array<SlotInfo, 16, MMAPABLE> = Array::new();
+/// `[shard][slot]` counters.
+#[btf_map]
+pub static SLOT_ROWS: Array<SlotRow, 16, MMAPABLE> = Array::new();
+
+/// `slot << 16 | syscall key` -> syscall row.
+#[btf_map]
+pub static SYS_INDEX: HashMap<u32, u32, 16> = HashMap::new();
+/// Syscall rows nobody uses.
+#[btf_map]
+pub static SYS_FREE: Queue<u32, 16> = Queue::new();
+/// `[row]` -> the row's key, with `META_USED` set, or 0.
+#[btf_map]
+pub static SYS_META: Array<u64, 16, MMAPABLE> = Array::new();
+/// `[shard][row]` counters.
+#[btf_map]
+pub static SYS_ROWS: Array<SyscallRow, 16, MMAPABLE> = Array::new();
+
+/// `slot << 32 | syscall key << 16 | errno` -> errno row.
+#[btf_map]
+pub static ERR_INDEX: HashMap<u64, u32, 16> = HashMap::new();
+/// Errno rows nobody uses.
+#[btf_map]
+pub static ERR_FREE: Queue<u32, 16> = Queue::new();
+/// `[row]` -> the row's key, with `META_USED` set, or 0.
+#[btf_map]
+pub static ERR_META: Array<u64, 16, MMAPABLE> = Array::new();
+/// `[shard][row]` counts of errors.
+#[btf_map]
+pub static ERR_ROWS: Array<u64, 16, MMAPABLE> = Array::new();
+
+/// The independent totals.
+#[btf_map]
+pub static TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
+/// What was lost, by reason.
+#[btf_map]
+pub static LOSSES: PerCpuArray<Losses, 1> = PerCpuArray::new();
+/// When the task (or the idle task) now on this CPU was last accounted, `CLOCK_MONOTONIC` nanoseconds.
+#[btf_map]
+pub static CPU_SINCE: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// Room to read a name into: too large for the stack.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<SlotInfo, 1> = PerCpuArray::new();
+
+/// `BPF_MAP_TYPE_TASK_STORAGE`, for which aya-ebpf has no wrapper.
+const BPF_MAP_TYPE_TASK_STORAGE: usize = 29;
+
+/// A BTF map definition of task storage: the kernel reads the sizes from the pointee types.
+#[repr(C)]
+pub struct TaskStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE],
+    key: *const i32,
+    value: *const TaskState,
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+    max_entries: *const [i32; 0],
+}
+
+// SAFETY: a map definition is never read or written by programs: only its address is used, which the loader replaces.
+unsafe impl Sync for TaskStorage {}
+
+/// State of each task, created with the task and freed by the kernel when it is gone.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static TASKS: TaskStorage = TaskStorage {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    map_flags: core::ptr::null(),
+    max_entries: core::ptr::null(),
+};

@@ -1,0 +1,156 @@
+//! In: switches, wake-ups, migrations; out: CPU, wait and block time per slot. All run with interrupts off.
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+
+use agent_ebpf::{Loss, Total};
+
+use crate::{
+    flush,
+    kernel::{self, Task},
+    row::{self, ROW_NONE},
+    slot,
+    task::TaskState,
+};
+
+/// `TASK_DEAD` of `include/linux/sched.h`.
+const TASK_DEAD: u32 = 0x80;
+
+/// `sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)`; the fourth
+/// argument since 5.18.
+#[btf_tracepoint(function = "sched_switch")]
+pub fn sched_switch(ctx: BtfTracePointContext) {
+    let preempt = ctx.arg::<u64>(0) & 1 != 0;
+    let prev = Task(ctx.arg(1));
+    let next = Task(ctx.arg(2));
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let ran = flush::since_last(now);
+    if prev.pid() == 0 {
+        row::count(Total::IdleNs, ran);
+    } else {
+        let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
+        switch_out(prev, preempt, prev_state, ran, now);
+    }
+    if next.pid() != 0 {
+        switch_in(next, now);
+    }
+}
+
+#[inline(always)]
+fn switch_out(task: Task, preempt: bool, task_state: u32, ran: u64, now: u64) {
+    // A task preempted on its way to sleep stays on the run queue.
+    let runnable = preempt || task_state == 0;
+    row::count(Total::CpuNs, ran);
+    row::count(if runnable { Total::SwitchInvoluntary } else { Total::SwitchVoluntary }, 1);
+    let state = TaskState::find(task);
+    let slot = match &state {
+        Some(state) => state.slot,
+        None => {
+            row::lose(Loss::NoTaskState);
+            slot::of_cgroup(task.cgroup_id())
+        }
+    };
+    if let Some(row) = row::of_slot(slot) {
+        row::add(&mut row.cpu_ns, ran);
+        row::add(if runnable { &mut row.involuntary } else { &mut row.voluntary }, 1);
+    }
+    let Some(state) = state else { return };
+    if runnable {
+        state.wake_ns = now;
+        state.off_ns = 0;
+    } else {
+        state.wake_ns = 0;
+        state.off_ns = now;
+        if task_state & TASK_DEAD != 0 {
+            state.release();
+        }
+    }
+}
+
+#[inline(always)]
+fn switch_in(task: Task, now: u64) {
+    let Some(state) = TaskState::find(task) else {
+        row::lose(Loss::NoTaskState);
+        return;
+    };
+    let woken = state.wake_ns;
+    let blocked = state.off_ns;
+    state.wake_ns = 0;
+    state.off_ns = 0;
+    if blocked != 0 {
+        let until = if woken != 0 {
+            woken
+        } else {
+            row::lose(Loss::WakeupMissed);
+            now
+        };
+        if until < blocked {
+            row::lose(Loss::ClockBackwards);
+        } else if state.row != ROW_NONE || !task.is_kernel_thread() {
+            // A kernel thread that sleeps has nothing to do: nobody waits for it.
+            charge_blocked(state, until - blocked);
+        }
+    }
+    if state.row == ROW_NONE {
+        state.rebind(task);
+    }
+    if woken == 0 {
+        return;
+    }
+    if now < woken {
+        row::lose(Loss::ClockBackwards);
+        return;
+    }
+    row::count(Total::Waits, 1);
+    row::count(Total::WaitNs, now - woken);
+    if let Some(row) = row::of_slot(state.slot) {
+        row::add(&mut row.wait_ns, now - woken);
+        row::observe(&mut row.wait_buckets, now - woken);
+    }
+}
+
+/// Charges time blocked to the syscall the task blocked in.
+#[inline(always)]
+fn charge_blocked(state: &TaskState, ns: u64) {
+    row::count(Total::BlockedNs, ns);
+    if let Some(row) = row::of_syscall(state.row) {
+        row::add(&mut row.blocked_ns, ns);
+    } else if let Some(row) = row::of_slot(state.slot) {
+        let field =
+            if state.row == ROW_NONE { &mut row.blocked_other_ns } else { &mut row.overflow_blocked_ns };
+        row::add(field, ns);
+    }
+}
+
+#[inline(always)]
+fn woken(task: Task) {
+    if let Some(state) = TaskState::find(task) {
+        // SAFETY: the helper takes nothing.
+        state.wake_ns = unsafe { bpf_ktime_get_ns() };
+    }
+}
+
+/// `sched_wakeup(struct task_struct *p)`, run-queue lock held.
+#[btf_tracepoint(function = "sched_wakeup")]
+pub fn sched_wakeup(ctx: BtfTracePointContext) {
+    woken(Task(ctx.arg(0)));
+}
+
+/// `sched_wakeup_new(struct task_struct *p)`, run-queue lock held.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+pub fn wakeup_new(ctx: BtfTracePointContext) {
+    woken(Task(ctx.arg(0)));
+}
+
+/// `sched_migrate_task(struct task_struct *p, int dest_cpu)`, run-queue or wake-up lock held.
+#[btf_tracepoint(function = "sched_migrate_task")]
+pub fn sched_migrate(ctx: BtfTracePointContext) {
+    let task = Task(ctx.arg(0));
+    row::count(Total::Migrations, 1);
+    let slot = match TaskState::find(task) {
+        Some(state) => state.slot,
+        None => slot::of_cgroup(task.cgroup_id()),
+    };
+    if let Some(row) = row::of_slot(slot) {
+        row::add(&mut row.migrations, 1);
+    }
+}

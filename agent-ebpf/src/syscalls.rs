@@ -1,0 +1,88 @@
+//! In: syscall entries and exits; out: calls, errors, durations per slot and syscall. Knows no syscall names.
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+
+use agent_ebpf::{Loss, Total, syscall_key};
+
+use crate::{
+    row::{self, ROW_NONE},
+    slot,
+    task::{self, TaskState},
+};
+
+/// `MAX_ERRNO` of `include/linux/err.h`.
+const MAX_ERRNO: i64 = 4095;
+
+/// `sys_enter(struct pt_regs *regs, long id)`, since 5.5 as `tp_btf`.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn sys_enter(ctx: BtfTracePointContext) {
+    let nr: i64 = ctx.arg(1);
+    row::count(Total::SyscallEnter, 1);
+    let task = task::current();
+    let Some(state) = TaskState::find_or_create(task) else {
+        // Not lost: counted in the slot, without its syscall.
+        row::lose(Loss::TaskStateFailed);
+        if let Some(row) = row::of_slot(slot::of_cgroup(task.cgroup_id())) {
+            row::add_atomic(&mut row.overflow_calls, 1);
+        }
+        return;
+    };
+    state.rebind(task);
+    let key = syscall_key::of(nr, task.in_compat_syscall());
+    let index = state.row_of((state.slot << 16) | key);
+    if let Some(row) = row::of_syscall(index) {
+        row::add(&mut row.calls, 1);
+    } else if let Some(row) = row::of_slot(state.slot) {
+        row::add_atomic(&mut row.overflow_calls, 1);
+    }
+    state.syscall = key;
+    state.row = index;
+    // Last, so that our own work is not in the measured time.
+    // SAFETY: the helper takes nothing.
+    state.enter_ns = unsafe { bpf_ktime_get_ns() };
+}
+
+/// `sys_exit(struct pt_regs *regs, long ret)`, since 5.5 as `tp_btf`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit(ctx: BtfTracePointContext) {
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let ret: i64 = ctx.arg(1);
+    let state = match TaskState::find(task::current()) {
+        Some(state) if state.enter_ns != 0 => state,
+        // Entered before the agent came, or the first return of a new task.
+        _ => {
+            row::count(Total::SyscallExitUnmatched, 1);
+            return;
+        }
+    };
+    row::count(Total::SyscallExit, 1);
+    let entered = state.enter_ns;
+    let index = state.row;
+    state.enter_ns = 0;
+    state.row = ROW_NONE;
+    let ns = if now >= entered {
+        now - entered
+    } else {
+        row::lose(Loss::ClockBackwards);
+        0
+    };
+    let errno = if (-MAX_ERRNO..0).contains(&ret) { -ret as u32 } else { 0 };
+    if errno != 0 {
+        row::count(Total::SyscallError, 1);
+    }
+    if let Some(row) = row::of_syscall(index) {
+        row::add(&mut row.sum_ns, ns);
+        row::observe(&mut row.buckets, ns);
+        if errno != 0 {
+            row::add(&mut row.errors, 1);
+            if !row::count_errno(state.slot, state.syscall, errno) {
+                row::add(&mut row.other_errors, 1);
+            }
+        }
+    } else if let Some(row) = row::of_slot(state.slot) {
+        row::add_atomic(&mut row.overflow_done, 1);
+        if errno != 0 {
+            row::add_atomic(&mut row.overflow_errors, 1);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! In: a task; out: its state in task storage. Knows which slot a task is bound to and the syscall it is in.
+use aya_ebpf::{
+    bindings::BPF_LOCAL_STORAGE_GET_F_CREATE,
+    helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
+};
+
+use agent_ebpf::SLOT_OVERFLOW;
+
+use crate::{kernel::Task, maps::TASKS, row::ROW_NONE, slot};
+
+/// Entries of a task's memory of rows it used: workloads repeat few syscalls.
+const CACHED_ROWS: usize = 4;
+
+/// What we remember of a task. Zero when created by the kernel: `bound == 0` means not set up yet.
+///
+/// Written by the task itself and by `sched_switch` while it is not running, except `wake_ns`, which the waker writes
+/// under the run-queue lock.
+#[repr(C)]
+pub struct TaskState {
+    /// The cgroup the slot was looked up for: ids are not reused, pointers are.
+    pub cgroup_id: u64,
+    /// When the current syscall was entered; 0 outside one.
+    pub enter_ns: u64,
+    /// When the task became runnable; 0 while it is not waiting for a CPU.
+    pub wake_ns: u64,
+    /// When the task blocked; 0 while it is not blocked.
+    pub off_ns: u64,
+    /// `(row key + 1) << 32 | row`, or 0.
+    rows: [u64; CACHED_ROWS],
+    /// The slot billed.
+    pub slot: u32,
+    /// Row of the current syscall, [`ROW_NONE`] outside one.
+    pub row: u32,
+    /// Key of the current syscall.
+    pub syscall: u32,
+    /// 1 once set up.
+    bound: u32,
+}
+
+/// The current task.
+#[inline(always)]
+pub fn current() -> Task {
+    // SAFETY: the helper takes nothing; it returns a BTF pointer.
+    Task(unsafe { bpf_get_current_task_btf() })
+}
+
+#[inline(always)]
+fn get<'a>(task: Task, flags: u64) -> Option<&'a mut TaskState> {
+    // SAFETY: the map definition is a task storage of `TaskState`, and the task a trusted BTF pointer.
+    let state = unsafe {
+        bpf_task_storage_get((&raw const TASKS).cast_mut().cast(), task.0, core::ptr::null_mut(), flags)
+    };
+    // SAFETY: the kernel returns null or a value of the map's value type that lives as long as the task.
+    unsafe { state.cast::<TaskState>().as_mut() }
+}
+
+impl TaskState {
+    /// The state of a task that was set up. Never allocates: safe under the run-queue lock.
+    #[inline(always)]
+    pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
+        get(task, 0).filter(|state| state.bound != 0)
+    }
+
+    /// The state of a task, set up if it was not. `None` if the kernel refuses memory.
+    #[inline(always)]
+    pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
+        let state = get(task, u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE))?;
+        if state.bound == 0 {
+            state.bound = 1;
+            state.row = ROW_NONE;
+            state.cgroup_id = task.cgroup_id();
+            state.slot = slot::of_cgroup(state.cgroup_id);
+            slot::move_task(None, Some(state.slot));
+        }
+        Some(state)
+    }
+
+    /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with
+    /// all its CPU, wait and block time, to the workload that entered it.
+    #[inline(always)]
+    pub fn rebind(&mut self, task: Task) {
+        let cgroup_id = task.cgroup_id();
+        // The overflow slot is looked up again each time: the agent may have found a slot for the cgroup since.
+        if cgroup_id != self.cgroup_id || self.slot == SLOT_OVERFLOW {
+            self.cgroup_id = cgroup_id;
+            let slot = slot::of_cgroup(cgroup_id);
+            if slot != self.slot {
+                slot::move_task(Some(self.slot), Some(slot));
+                self.slot = slot;
+            }
+        }
+    }
+
+    /// The row of a key, from memory or looked up.
+    #[inline(always)]
+    pub fn row_of(&mut self, key: u32) -> u32 {
+        let tag = (u64::from(key) + 1) << 32;
+        let entry = &mut self.rows[key as usize % CACHED_ROWS];
+        if *entry & !0xffff_ffff == tag {
+            return *entry as u32;
+        }
+        let row = crate::row::find_syscall(key);
+        if row < crate::row::ROW_OVERFLOW {
+            *entry = tag | u64::from(row);
+        }
+        row
+    }
+
+    /// The task is gone for good.
+    #[inline(always)]
+    pub fn release(&mut self) {
+        slot::move_task(Some(self.slot), None);
+    }
+}

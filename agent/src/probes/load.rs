@@ -1,0 +1,302 @@
+//! In: the eBPF object, sizes, constants; out: programs in the kernel and handles to its maps. Knows no counts.
+
+use std::os::fd::BorrowedFd;
+
+use aya::{
+    Btf, Ebpf, EbpfLoader, TestRun,
+    maps::{Map, MapData},
+    programs::{
+        BtfTracePoint, Iter, ProgramError, RawTracePoint, RawTracePointRunOptions, tp_btf::BtfTracePointLink,
+    },
+};
+
+use super::{ALL, Hook, Probe, offsets::Constants, size::Plan};
+
+/// The object, built for the BPF target and embedded.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KERNMETER_EBPF_OBJECT"));
+
+/// Program that accounts the running task of a CPU; run by the agent, never attached.
+const FLUSH: &str = "flush_cpu";
+/// Program that sets up the state of existing tasks.
+const ADOPT: &str = "adopt_task";
+
+/// Why nothing could be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The kernel offers no BTF.
+    #[error(
+        "cannot read the kernel's type information: {0}; kernmeter needs a kernel with CONFIG_DEBUG_INFO_BTF (Linux 5.11 \
+         or newer; most distributions have it) and /sys/kernel/btf/vmlinux readable"
+    )]
+    NoBtf(String),
+    /// The kernel refused a map or the object.
+    #[error("cannot create the kernel maps: {0}; {1}")]
+    Maps(String, &'static str),
+    /// The object lacks a map or program: a build mistake.
+    #[error("the embedded eBPF object has no `{0}`; rebuild it with `cargo xtask build-ebpf`")]
+    Missing(&'static str),
+}
+
+/// Whether a hook is in place, and if not why.
+#[derive(Clone, Debug)]
+pub struct HookStatus {
+    /// The probe it belongs to.
+    pub probe: &'static Probe,
+    /// The hook.
+    pub hook: &'static Hook,
+    /// Empty when attached.
+    pub reason: String,
+}
+
+/// The programs and maps in the kernel. Dropping it removes them.
+pub struct Kernel {
+    ebpf: Ebpf,
+    links: Vec<BtfTracePointLink>,
+    hooks: Vec<HookStatus>,
+    plan: Plan,
+    can_flush: bool,
+}
+
+impl Kernel {
+    /// Creates the maps and loads every program that the kernel accepts. Attaches nothing.
+    ///
+    /// # Errors
+    /// Maps or the object as a whole were refused. A refused program is not an error: see [`Kernel::hooks`].
+    pub fn load(plan: Plan, constants: &Constants) -> Result<Kernel, LoadError> {
+        let btf = Btf::from_sys_fs().map_err(|error| LoadError::NoBtf(error.to_string()))?;
+        let mut loader = EbpfLoader::new();
+        // The programs carry no relocations against kernel types: offsets come from `constants`.
+        loader.btf(None).allow_unsupported_maps();
+        for (name, value) in &constants.values {
+            loader.override_global(name, value, true);
+        }
+        let shard_mask = plan.shards - 1;
+        let shared = u32::from(plan.shared);
+        loader
+            .override_global("N_SLOTS", &plan.slots, true)
+            .override_global("N_SYS_ROWS", &plan.syscall_rows, true)
+            .override_global("N_ERR_ROWS", &plan.errno_rows, true)
+            .override_global("SHARD_MASK", &shard_mask, true)
+            .override_global("SHARED", &shared, true)
+            .map_max_entries("CGROUPS", plan.cgroups())
+            .map_max_entries("SLOT_FREE", plan.slots)
+            .map_max_entries("SLOTS", plan.slots)
+            .map_max_entries("SLOT_ROWS", plan.slots * plan.shards)
+            .map_max_entries("SYS_INDEX", plan.syscall_rows)
+            .map_max_entries("SYS_FREE", plan.syscall_rows)
+            .map_max_entries("SYS_META", plan.syscall_rows)
+            .map_max_entries("SYS_ROWS", plan.syscall_rows * plan.shards)
+            .map_max_entries("ERR_INDEX", plan.errno_rows)
+            .map_max_entries("ERR_FREE", plan.errno_rows)
+            .map_max_entries("ERR_META", plan.errno_rows)
+            .map_max_entries("ERR_ROWS", plan.errno_rows * plan.shards);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| {
+            let text = chain(&error);
+            let advice = if text.contains("Operation not permitted") || text.contains("os error 1)") {
+                "run as root or with CAP_BPF and CAP_PERFMON, and see `kernmeter doctor`"
+            } else if text.contains("Cannot allocate memory") {
+                "lower `kernel.memory_budget`, or raise the memory limit of the agent's cgroup"
+            } else {
+                "see `kernmeter doctor`"
+            };
+            LoadError::Maps(text, advice)
+        })?;
+
+        let mut hooks = Vec::new();
+        for probe in ALL {
+            for hook in probe.hooks {
+                let program: &mut BtfTracePoint = ebpf
+                    .program_mut(hook.program)
+                    .and_then(|program| program.try_into().ok())
+                    .ok_or(LoadError::Missing(hook.program))?;
+                let reason = match program.load(hook.tracepoint, &btf) {
+                    Ok(()) => "not attached yet".to_owned(),
+                    Err(error) => explain(&error),
+                };
+                hooks.push(HookStatus { probe, hook, reason });
+            }
+        }
+        let flush: &mut RawTracePoint =
+            ebpf.program_mut(FLUSH).and_then(|p| p.try_into().ok()).ok_or(LoadError::Missing(FLUSH))?;
+        let can_flush = match flush.load() {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(reason = explain(&error), "running tasks are counted only when they switch");
+                false
+            }
+        };
+        let adopt: &mut Iter =
+            ebpf.program_mut(ADOPT).and_then(|p| p.try_into().ok()).ok_or(LoadError::Missing(ADOPT))?;
+        if let Err(error) = adopt.load("task", &btf) {
+            tracing::warn!(
+                reason = explain(&error),
+                "tasks older than the agent are met when they first run"
+            );
+        }
+        Ok(Kernel { ebpf, links: Vec::new(), hooks, plan, can_flush })
+    }
+
+    /// Attaches the loaded programs of a probe. A hook that cannot attach keeps its reason.
+    pub fn attach(&mut self, probe: &Probe) {
+        for status in self.hooks.iter_mut().filter(|status| status.probe.name == probe.name) {
+            if status.reason != "not attached yet" {
+                continue;
+            }
+            let program: Option<&mut BtfTracePoint> =
+                self.ebpf.program_mut(status.hook.program).and_then(|program| program.try_into().ok());
+            let Some(program) = program else { continue };
+            let link = program.attach().and_then(|id| program.take_link(id));
+            match link {
+                Ok(link) => {
+                    self.links.push(link);
+                    status.reason.clear();
+                }
+                Err(error) => status.reason = explain(&error),
+            }
+        }
+    }
+
+    /// What each hook's state is, in attach order.
+    pub fn hooks(&self) -> &[HookStatus] {
+        &self.hooks
+    }
+
+    /// The sizes the maps were made with.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Sets up the state of each task there is.
+    ///
+    /// # Errors
+    /// The kernel has no task iterator, or refused it; such tasks are then met when they first make a system call.
+    pub fn adopt_tasks(&mut self) -> Result<(), String> {
+        let adopt: &mut Iter =
+            self.ebpf.program_mut(ADOPT).and_then(|p| p.try_into().ok()).ok_or("no such program")?;
+        let link = adopt.attach().and_then(|id| adopt.take_link(id)).map_err(|error| explain(&error))?;
+        let mut file = link.into_file().map_err(|error| chain(&error))?;
+        std::io::copy(&mut file, &mut std::io::sink()).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// Accounts the running task of each CPU up to now. CPUs that are offline or vanish are skipped: they run nothing.
+    pub fn flush(&mut self) {
+        if !self.can_flush {
+            return;
+        }
+        let Some(program) = self.ebpf.program_mut(FLUSH) else { return };
+        let Ok(program): Result<&mut RawTracePoint, _> = program.try_into() else { return };
+        for cpu in aya::util::online_cpus().unwrap_or_default() {
+            let options = RawTracePointRunOptions { cpu: Some(cpu), ..RawTracePointRunOptions::new() };
+            if let Err(error) = program.test_run(options) {
+                tracing::debug!(cpu, reason = explain(&error), "cannot account the running task of a cpu");
+            }
+        }
+    }
+
+    /// Detaches every program. Programs that are running finish; none starts any more.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    /// The descriptor of an array map, for reading it as memory.
+    ///
+    /// # Errors
+    /// The object has no such map.
+    pub fn array_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+        use std::os::fd::AsFd as _;
+        match self.ebpf.map(name) {
+            Some(Map::Array(data)) => Ok(data.fd().as_fd()),
+            _ => Err(LoadError::Missing(name)),
+        }
+    }
+
+    /// Takes a map out, to own it.
+    ///
+    /// # Errors
+    /// The object has no such map, or it was taken already.
+    pub fn take_map(&mut self, name: &'static str) -> Result<Map, LoadError> {
+        self.ebpf.take_map(name).ok_or(LoadError::Missing(name))
+    }
+
+    /// Name, capacity and kernel memory in bytes of each map that can be asked. The memory is what the kernel charges.
+    pub fn map_sizes(&self) -> Vec<(String, u32, Option<u64>)> {
+        let mut sizes: Vec<_> = self
+            .ebpf
+            .maps()
+            .filter_map(|(name, map)| {
+                let data = data_of(map)?;
+                let capacity = data.info().ok()?.max_entries();
+                Some((name.to_owned(), capacity, memory_of(data)))
+            })
+            .collect();
+        sizes.sort();
+        sizes
+    }
+
+    /// Events each program missed because it was already running on that CPU, by program.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+fn data_of(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::Queue(data)
+        | Map::RingBuf(data)
+        | Map::Unsupported(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// `memlock` of a map's descriptor: bytes of kernel memory it holds.
+fn memory_of(data: &MapData) -> Option<u64> {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let text =
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd())).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("memlock:"))?.trim().parse().ok()
+}
+
+/// An error and its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A program error in a line: for a rejected program, the verifier's last words.
+fn explain(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let mut last: Vec<&str> =
+                log.lines().rev().filter(|line| !line.is_empty() && !is_statistics(line)).take(3).collect();
+            last.reverse();
+            let advice = match io_error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) if last.is_empty() => {
+                    "; run as root or with CAP_BPF and CAP_PERFMON"
+                }
+                _ => "",
+            };
+            format!("the kernel rejected it: {io_error}{advice}; {}", last.join(" | "))
+        }
+        other => chain(other),
+    }
+}
+
+fn is_statistics(line: &str) -> bool {
+    ["processed ", "verification time", "stack depth", "max_states"]
+        .iter()
+        .any(|start| line.starts_with(start))
+}

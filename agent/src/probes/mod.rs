@@ -1,0 +1,93 @@
+//! In: nothing; out: what each probe is: hooks, needs, cost, metric families, declared once. Knows no values.
+//!
+//! METRICS.md, `kernmeter probes`, `doctor` and the list of names the configuration accepts derive from [`ALL`].
+//! A new probe is a kernel module, a file here and an entry in [`ALL`].
+
+pub mod cgroup;
+pub mod load;
+pub mod offsets;
+pub mod process;
+pub mod scheduler;
+pub mod size;
+pub mod syscalls;
+
+use crate::family::Family;
+
+/// One program and where it attaches.
+#[derive(Debug)]
+pub struct Hook {
+    /// Name of the program in the object.
+    pub program: &'static str,
+    /// Name of the tracepoint.
+    pub tracepoint: &'static str,
+    /// The tracepoint's prototype in the newest kernel we know, and since when it has that form.
+    pub prototype: &'static str,
+    /// Whether the probe still counts exactly without this hook.
+    pub optional: bool,
+}
+
+/// A kernel field a probe reads, looked up in the running kernel's BTF.
+#[derive(Debug)]
+pub struct Field {
+    /// Name of the constant in the object.
+    pub global: &'static str,
+    /// Places to look, first match wins: struct and path.
+    pub at: &'static [(&'static str, &'static [&'static str])],
+}
+
+/// A group of hooks that meter one phenomenon.
+#[derive(Debug)]
+pub struct Probe {
+    /// Name in metrics, configuration and messages.
+    pub name: &'static str,
+    /// What it tells, in a sentence.
+    pub summary: &'static str,
+    /// First kernel that can run it, and which ability makes it so.
+    pub needs: &'static str,
+    /// Its measured cost, in words.
+    pub cost: &'static str,
+    /// Its programs.
+    pub hooks: &'static [Hook],
+    /// What it exposes.
+    pub families: &'static [&'static Family],
+}
+
+/// Every probe, in the order they are attached: cgroups first, so that no event finds its cgroup without a slot.
+pub static ALL: &[&Probe] = &[&cgroup::PROBE, &process::PROBE, &scheduler::PROBE, &syscalls::PROBE];
+
+/// Every workload family, in exposition order.
+pub fn families() -> impl Iterator<Item = &'static Family> {
+    ALL.iter().rev().flat_map(|probe| probe.families.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::Kind;
+
+    #[test]
+    fn declarations_are_sound() {
+        let mut names = std::collections::HashSet::new();
+        for family in families() {
+            assert!(names.insert(family.name), "`{}` is declared twice", family.name);
+            assert!(family.name.starts_with("kernmeter_"), "{}", family.name);
+            assert!(!family.name.ends_with("_total"), "{}", family.name);
+            if let Some(unit) = family.unit {
+                assert!(
+                    family.name.ends_with(&format!("_{unit}")),
+                    "{} does not end in its unit",
+                    family.name
+                );
+            }
+            if family.kind == Kind::Histogram {
+                assert_eq!(family.scale, crate::family::Scale::NanosToSeconds);
+            }
+        }
+        for probe in ALL {
+            for hook in probe.hooks {
+                assert!(hook.program.len() <= 15, "`{}` would be cut by the kernel", hook.program);
+                assert!(hook.prototype.contains(hook.tracepoint));
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! In: the running kernel's BTF; out: the constants the programs need. Never guesses: a missing field is named.
+
+use super::Field;
+use crate::btf::{Btf, BtfError};
+
+/// Every field the programs load, with its names in the kernels we know, newest first.
+pub static FIELDS: &[Field] = &[
+    Field { global: "OFF_TASK_PID", at: &[("task_struct", &["pid"])] },
+    Field { global: "OFF_TASK_TGID", at: &[("task_struct", &["tgid"])] },
+    Field { global: "OFF_TASK_FLAGS", at: &[("task_struct", &["flags"])] },
+    Field { global: "OFF_TASK_STATE", at: &[("task_struct", &["__state"]), ("task_struct", &["state"])] },
+    Field { global: "OFF_TASK_CGROUPS", at: &[("task_struct", &["cgroups"])] },
+    Field { global: "OFF_TASK_STATUS", at: &[("task_struct", &["thread_info", "status"])] },
+    Field { global: "OFF_TASK_SIGNAL", at: &[("task_struct", &["signal"])] },
+    Field {
+        global: "OFF_SIGNAL_EXEC",
+        at: &[("signal_struct", &["group_exec_task"]), ("signal_struct", &["group_exit_task"])],
+    },
+    Field { global: "OFF_CSSSET_DFL", at: &[("css_set", &["dfl_cgrp"])] },
+    Field { global: "OFF_CGROUP_KN", at: &[("cgroup", &["kn"])] },
+    Field { global: "OFF_CGROUP_ROOT", at: &[("cgroup", &["root"])] },
+    Field { global: "OFF_CGROUP_PAR", at: &[("cgroup", &["self", "parent"])] },
+    Field { global: "OFF_CSS_CGROUP", at: &[("cgroup_subsys_state", &["cgroup"])] },
+    Field { global: "OFF_ROOT_HIERID", at: &[("cgroup_root", &["hierarchy_id"])] },
+    Field { global: "OFF_KN_ID", at: &[("kernfs_node", &["id"])] },
+    Field { global: "OFF_KN_NAME", at: &[("kernfs_node", &["name"])] },
+];
+
+/// Constants derived from BTF, ready to be set in the object.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Constants {
+    /// Name and value of each.
+    pub values: Vec<(&'static str, u32)>,
+}
+
+/// Looks up every field and the shapes of tracepoints whose prototype changed.
+///
+/// # Errors
+/// The first field that no known name finds.
+pub fn resolve(btf: &Btf) -> Result<Constants, BtfError> {
+    let mut values = Vec::with_capacity(FIELDS.len() + 2);
+    for field in FIELDS {
+        let mut found = Err(BtfError::Malformed(0, "no place to look"));
+        for (structure, path) in field.at {
+            let answer = btf.offset(structure, path);
+            let done = answer.is_ok();
+            // The newest name is the one worth reporting.
+            if done || matches!(found, Err(BtfError::Malformed(..))) {
+                found = answer;
+            }
+            if done {
+                break;
+            }
+        }
+        values.push((field.global, found?));
+    }
+    let args = |hook: &str| btf.tracepoint_args(hook).map(Option::unwrap_or_default);
+    values.push(("HAS_PREV_STATE", u32::from(args("sched_switch")? >= 4)));
+    values.push(("HAS_GROUP_DEAD", u32::from(args("sched_process_exit")? >= 2)));
+    Ok(Constants { values })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolves_here() {
+        let Ok(data) = std::fs::read("/sys/kernel/btf/vmlinux") else {
+            println!("SKIP probes::offsets::resolves_here: no /sys/kernel/btf/vmlinux here");
+            return;
+        };
+        let constants = resolve(&Btf::parse(data).unwrap()).unwrap();
+        assert_eq!(constants.values.len(), FIELDS.len() + 2);
+        let mut names: Vec<_> = constants.values.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), FIELDS.len() + 2);
+    }
+}

@@ -1,0 +1,158 @@
+//! In: possible CPUs, a memory budget, wishes; out: how large each map is. Does no I/O.
+
+use agent_ebpf::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow};
+
+/// What the configuration asks for; `None` lets the plan choose.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// Bytes of kernel memory for all maps.
+    pub budget: u64,
+    /// Slots.
+    pub slots: Option<u32>,
+    /// Syscall rows.
+    pub syscall_rows: Option<u32>,
+    /// Errno rows.
+    pub errno_rows: Option<u32>,
+}
+
+/// Sizes of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Copies of each row, a power of two.
+    pub shards: u32,
+    /// Whether CPUs share shards, so that the programs add atomically.
+    pub shared: bool,
+    /// Slots, the two reserved ones included.
+    pub slots: u32,
+    /// Syscall rows.
+    pub syscall_rows: u32,
+    /// Errno rows.
+    pub errno_rows: u32,
+    /// Possible CPUs the plan is for.
+    pub cpus: u32,
+}
+
+/// The budget cannot hold even the smallest maps, or what was asked for.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the kernel memory budget of {budget} bytes is too small for {what}, which needs {needed} bytes; \
+     raise `kernel.memory_budget` or lower `kernel.slots`, `kernel.syscall_rows` and `kernel.errno_rows`"
+)]
+pub struct TooSmall {
+    /// Bytes allowed.
+    pub budget: u64,
+    /// Bytes needed.
+    pub needed: u64,
+    /// What was sized.
+    pub what: &'static str,
+}
+
+/// Chosen where the budget allows: 4,094 workloads at a time with a syscall or two each, or a few hundred busy ones.
+const SLOTS: u32 = 4096;
+const SYSCALL_ROWS: u32 = 8192;
+const ERRNO_ROWS: u32 = 4096;
+/// Below these a host is not metered usefully.
+const MIN_SLOTS: u32 = 64;
+const MIN_SYSCALL_ROWS: u32 = 256;
+const MIN_ERRNO_ROWS: u32 = 128;
+/// Shards beyond this many bring nothing: an uncontended atomic add costs a few nanoseconds.
+const MIN_SHARDS: u32 = 8;
+
+/// An entry of a preallocated hash beyond key and value (`struct htab_elem` and its bucket), rounded up.
+const HASH_OVERHEAD: u64 = 64;
+
+impl Plan {
+    /// Entries of the cgroup table: nested cgroups have an entry without a slot.
+    pub fn cgroups(&self) -> u32 {
+        self.slots.saturating_mul(4)
+    }
+
+    /// Estimated kernel memory of all maps, bytes. The true figure is a metric.
+    pub fn bytes(&self) -> u64 {
+        let (slots, rows, errnos) =
+            (u64::from(self.slots), u64::from(self.syscall_rows), u64::from(self.errno_rows));
+        let shards = u64::from(self.shards);
+        let hash = |entries: u64, kv: usize| entries * (kv as u64 + HASH_OVERHEAD);
+        slots * (size_of::<SlotInfo>() as u64 + 4)
+            + shards
+                * (slots * size_of::<SlotRow>() as u64 + rows * size_of::<SyscallRow>() as u64 + errnos * 8)
+            + (rows + errnos) * (8 + 4)
+            + hash(u64::from(self.cgroups()), 8 + size_of::<CgroupRef>())
+            + hash(rows, 8)
+            + hash(errnos, 16)
+            + u64::from(self.cpus) * 4096
+    }
+
+    /// Plans for a machine. What the wishes fix stays; the rest shrinks until the budget holds it: first shards (which
+    /// costs a little time per event), then rows, then slots.
+    ///
+    /// # Errors
+    /// [`TooSmall`] if even the smallest plan does not fit.
+    pub fn new(cpus: u32, wishes: &Wishes) -> Result<Plan, TooSmall> {
+        let mut plan = Plan {
+            shards: cpus.max(1).next_power_of_two(),
+            shared: false,
+            slots: wishes.slots.unwrap_or(SLOTS).clamp(FIRST_SLOT + 1, MAX_SLOTS - 1),
+            syscall_rows: wishes.syscall_rows.unwrap_or(SYSCALL_ROWS).max(1),
+            errno_rows: wishes.errno_rows.unwrap_or(ERRNO_ROWS).max(1),
+            cpus,
+        };
+        while plan.bytes() > wishes.budget {
+            if plan.shards > MIN_SHARDS {
+                plan.shards /= 2;
+                plan.shared = true;
+            } else if wishes.syscall_rows.is_none() && plan.syscall_rows > MIN_SYSCALL_ROWS {
+                plan.syscall_rows /= 2;
+            } else if wishes.slots.is_none() && plan.slots > MIN_SLOTS {
+                plan.slots /= 2;
+            } else if wishes.errno_rows.is_none() && plan.errno_rows > MIN_ERRNO_ROWS {
+                plan.errno_rows /= 2;
+            } else if plan.shards > 1 {
+                plan.shards /= 2;
+                plan.shared = true;
+            } else {
+                let what = if wishes.slots.or(wishes.syscall_rows).or(wishes.errno_rows).is_some() {
+                    "the sizes asked for"
+                } else {
+                    "the smallest maps"
+                };
+                return Err(TooSmall { budget: wishes.budget, needed: plan.bytes(), what });
+            }
+        }
+        Ok(plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn fits_every_machine() {
+        for cpus in [1, 2, 3, 4, 8, 16, 64, 128, 256, 512, 1024] {
+            let plan = Plan::new(cpus, &Wishes { budget: 64 * MIB, ..Wishes::default() }).unwrap();
+            assert!(plan.bytes() <= 64 * MIB, "{cpus} CPUs: {plan:?}");
+            assert!(plan.shards.is_power_of_two());
+            assert_eq!(plan.shared, plan.shards < cpus);
+            assert!(plan.slots >= 1024 && plan.syscall_rows >= 2048, "{cpus} CPUs: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn small_machines_get_a_shard_each() {
+        let plan = Plan::new(2, &Wishes { budget: 64 * MIB, ..Wishes::default() }).unwrap();
+        assert_eq!((plan.shards, plan.shared, plan.slots, plan.syscall_rows), (2, false, 4096, 8192));
+    }
+
+    #[test]
+    fn wishes_are_kept_or_refused() {
+        let wishes = Wishes { budget: 8 * MIB, slots: Some(100), syscall_rows: None, errno_rows: Some(7) };
+        let plan = Plan::new(2, &wishes).unwrap();
+        assert_eq!((plan.slots, plan.errno_rows), (100, 7));
+        let refused = Plan::new(2, &Wishes { budget: MIB, slots: Some(60_000), ..Wishes::default() });
+        assert!(refused.unwrap_err().to_string().contains("kernel.memory_budget"));
+        assert!(Plan::new(2, &Wishes { budget: 1000, ..Wishes::default() }).is_err());
+    }
+}

@@ -1,0 +1,44 @@
+//! What is published: the series and their values at one instant. Immutable; knows no output format.
+
+use std::sync::Arc;
+
+use crate::family::Family;
+
+/// The series of a snapshot without their values; shared by snapshots until a series comes or goes.
+#[derive(Debug, Default)]
+pub struct Layout {
+    /// Families in exposition order; those without series are left out.
+    pub families: Vec<FamilyLayout>,
+}
+
+/// One family's series.
+#[derive(Debug)]
+pub struct FamilyLayout {
+    /// The descriptor.
+    pub family: &'static Family,
+    /// Its series, in first-seen order.
+    pub series: Vec<SeriesLayout>,
+}
+
+/// One series: its labels and where its values are.
+#[derive(Debug)]
+pub struct SeriesLayout {
+    /// Escaped `name="value",...` without braces; never empty for workload families.
+    pub labels: Box<[u8]>,
+    /// Index into [`Snapshot::values`]: one value, or [`HISTOGRAM_VALUES`](crate::family::HISTOGRAM_VALUES) of them for
+    /// a histogram.
+    pub first: u32,
+}
+
+/// Everything exposed about workloads at one instant. Never changes once published.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Which series there are.
+    pub layout: Arc<Layout>,
+    /// Their values.
+    pub values: Vec<u64>,
+    /// When the kernel was read: nanoseconds of `CLOCK_MONOTONIC`.
+    pub taken_ns: u64,
+    /// Grows by one with each publication.
+    pub sequence: u64,
+}

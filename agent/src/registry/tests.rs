@@ -1,0 +1,217 @@
+//! Tables for the registry: sums, limits, retirement.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::family::Scale;
+
+static CALLS: Family = Family {
+    name: "kernmeter_calls",
+    help: "h",
+    unit: None,
+    kind: Kind::Counter,
+    scale: Scale::One,
+    labels: &["syscall"],
+};
+static TIME: Family = Family {
+    name: "kernmeter_time_seconds",
+    help: "h",
+    unit: Some("seconds"),
+    kind: Kind::Histogram,
+    scale: Scale::NanosToSeconds,
+    labels: &[],
+};
+static TASKS: Family = Family {
+    name: "kernmeter_tasks",
+    help: "h",
+    unit: None,
+    kind: Kind::Gauge,
+    scale: Scale::One,
+    labels: &[],
+};
+
+const LIMITS: Limits = Limits { series_per_tenant: 1000, tenants: 100, retention_ns: 10 };
+
+fn registry(detail: Detail, limits: Limits) -> Registry {
+    Registry::new([&CALLS, &TIME, &TASKS], |_| detail, limits)
+}
+
+fn acquire(registry: &mut Registry, labels: [&str; 4]) -> TargetId {
+    let labels = labels.map(Arc::<str>::from);
+    registry.acquire([&labels[0], &labels[1], &labels[2], &labels[3]])
+}
+
+/// Every series as `name{labels}` with its first value.
+fn lines(snapshot: &Snapshot) -> Vec<(String, u64)> {
+    let of = |family: &FamilyLayout| {
+        let name = family.family.name;
+        family
+            .series
+            .iter()
+            .map(|s| {
+                (
+                    format!("{name}{{{}}}", String::from_utf8_lossy(&s.labels)),
+                    snapshot.values[s.first as usize],
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    snapshot.layout.families.iter().flat_map(of).collect()
+}
+
+#[test]
+fn labels_follow_the_level() {
+    for (detail, expected) in [
+        (Detail::Tenant, r#"tenant_id="a",k8s_namespace="",syscall="read""#),
+        (Detail::Namespace, r#"tenant_id="a",k8s_namespace="n",syscall="read""#),
+        (Detail::Pod, r#"tenant_id="a",k8s_namespace="n",pod="p\"",syscall="read""#),
+        (Detail::Container, r#"tenant_id="a",k8s_namespace="n",pod="p\"",container="c",syscall="read""#),
+    ] {
+        let mut registry = registry(detail, LIMITS);
+        let target = acquire(&mut registry, ["a", "n", "p\"", "c"]);
+        registry.add(target, &CALLS, &["read"], 7);
+        assert_eq!(lines(&registry.publish(1)), [(format!("kernmeter_calls{{{expected}}}"), 7)]);
+    }
+}
+
+#[test]
+fn what_goes_is_folded_into_the_retired_family() {
+    let mut registry = registry(Detail::Pod, LIMITS);
+    let one = acquire(&mut registry, ["a", "", "p1", ""]);
+    let two = acquire(&mut registry, ["a", "", "p2", ""]);
+    registry.add(one, &CALLS, &["read"], 5);
+    registry.add(two, &CALLS, &["read"], 6);
+    let mut buckets = [0; BUCKETS];
+    buckets[3] = 2;
+    registry.observe(one, &TIME, &[], &buckets, 40);
+    registry.release(one, 100);
+    registry.expire(105);
+    assert_eq!(lines(&registry.publish(1)).len(), 3, "kept for the retention time");
+    registry.expire(110);
+    let left = lines(&registry.publish(2));
+    assert!(
+        left.contains(&(r#"kernmeter_retired_calls{tenant_id="a",k8s_namespace=""}"#.into(), 5)),
+        "{left:?}"
+    );
+    assert!(
+        left.contains(&(
+            r#"kernmeter_calls{tenant_id="a",k8s_namespace="",pod="p2",syscall="read"}"#.into(),
+            6
+        ))
+    );
+    assert_eq!(left.len(), 3);
+    assert_eq!((registry.sum(&CALLS), registry.sum(&TIME), registry.count(&TIME)), (11, 40, 2));
+    // A workload of the same name starts anew.
+    let again = acquire(&mut registry, ["a", "", "p1", ""]);
+    registry.add(again, &CALLS, &["read"], 1);
+    assert_eq!(registry.sum(&CALLS), 12);
+}
+
+#[test]
+fn tenant_totals_outlive_their_workloads() {
+    let mut registry = registry(Detail::Tenant, LIMITS);
+    for round in 0..3 {
+        let target = acquire(&mut registry, ["a", "", &format!("p{round}"), ""]);
+        registry.add(target, &CALLS, &["read"], 10);
+        registry.release(target, round * 1000);
+        registry.expire(round * 1000 + 500);
+    }
+    assert_eq!(
+        lines(&registry.publish(1)),
+        [(r#"kernmeter_calls{tenant_id="a",k8s_namespace="",syscall="read"}"#.into(), 30)]
+    );
+}
+
+#[test]
+fn limits_fold_into_overflow() {
+    let mut registry = registry(Detail::Pod, Limits { series_per_tenant: 2, tenants: 2, ..LIMITS });
+    let a = acquire(&mut registry, ["a", "", "p", ""]);
+    for syscall in ["read", "write", "open", "close"] {
+        registry.add(a, &CALLS, &[syscall], 1);
+    }
+    let lines_now = lines(&registry.publish(1));
+    let overflow =
+        r#"kernmeter_calls{tenant_id="a",k8s_namespace="_overflow",pod="_overflow",syscall="_overflow"}"#;
+    assert!(lines_now.contains(&(overflow.into(), 2)), "{lines_now:?}");
+    assert_eq!(registry.limited(), 2);
+    let b = acquire(&mut registry, ["b", "", "p", ""]);
+    let c = acquire(&mut registry, ["c", "", "p", ""]);
+    let d = acquire(&mut registry, ["d", "", "p", ""]);
+    let host = acquire(&mut registry, ["_host", "", "p", ""]);
+    for target in [b, c, d, host] {
+        registry.add(target, &CALLS, &["read"], 1);
+    }
+    assert_eq!(c, d);
+    assert_eq!(registry.sum(&CALLS), 8);
+    assert!(
+        lines(&registry.publish(2))
+            .iter()
+            .any(|(name, n)| name.contains(r#"tenant_id="_overflow""#) && *n == 2)
+    );
+}
+
+#[test]
+fn gauges_never_wrap_below_zero() {
+    let mut registry = registry(Detail::Tenant, LIMITS);
+    let target = acquire(&mut registry, ["a", "", "", ""]);
+    registry.add(target, &TASKS, &[], 2);
+    registry.add(target, &TASKS, &[], 3u64.wrapping_neg());
+    assert_eq!(lines(&registry.publish(1))[0].1, 0);
+    registry.add(target, &TASKS, &[], 4);
+    assert_eq!(lines(&registry.publish(1))[0].1, 3);
+}
+
+#[test]
+fn classic_buckets_sum_the_kernel_ones() {
+    let mut registry = registry(Detail::Tenant, LIMITS);
+    let target = acquire(&mut registry, ["a", "", "", ""]);
+    let mut buckets = [0; BUCKETS];
+    for (ns, count) in
+        [(1, 1), (950, 1), (1_000_000_000, 1), (1_000_000_001, 1), (16_000_000_000, 1), (17_000_000_000, 1)]
+    {
+        buckets[agent_ebpf::histogram::bucket_of(ns)] += count;
+    }
+    registry.observe(target, &TIME, &[], &buckets, 99);
+    let snapshot = registry.publish(1);
+    // 2^-20 s is 954 ns; 1 s is le="1"; 16 s is the last finite bound.
+    let mut expected = [0u64; HISTOGRAM_VALUES];
+    expected[0] = 2;
+    expected[10] = 1;
+    expected[11] = 1;
+    expected[12] = 1;
+    expected[13] = 1;
+    expected[14] = 99;
+    assert_eq!(snapshot.values, expected);
+}
+
+proptest! {
+    /// Whatever workloads come and go, under whatever limits, the sum is what was added.
+    #[test]
+    fn sums_are_conserved(
+        steps in proptest::collection::vec((0u8..6, 0u8..5, 0u8..5, 1u64..100), 1..200),
+        detail in 0usize..4,
+        series_per_tenant in 0usize..8,
+        tenants in 0usize..4,
+    ) {
+        let detail = [Detail::Tenant, Detail::Namespace, Detail::Pod, Detail::Container][detail];
+        let mut registry = registry(detail, Limits { series_per_tenant, tenants, retention_ns: 3 });
+        let mut live = Vec::new();
+        let mut total = 0;
+        let mut seen: HashMap<String, u64> = HashMap::new();
+        for (now, (op, tenant, pod, value)) in steps.into_iter().enumerate() {
+            let target = acquire(&mut registry, [&format!("t{tenant}"), "", &format!("p{pod}"), ""]);
+            registry.add(target, &CALLS, &[["read", "write"][op as usize % 2]], value);
+            total += value;
+            if op < 3 { registry.release(target, now as u64) } else { live.push(target) }
+            if op == 5 { for target in live.drain(..) { registry.release(target, now as u64) } }
+            registry.expire(now as u64);
+            prop_assert_eq!(registry.sum(&CALLS), total);
+            let snapshot = registry.publish(now as u64);
+            let now_lines = lines(&snapshot);
+            prop_assert_eq!(now_lines.iter().map(|(_, n)| n).sum::<u64>(), total);
+            for (name, value) in now_lines.iter().filter(|(name, _)| name.contains("retired") || detail == Detail::Tenant) {
+                prop_assert!(seen.insert(name.clone(), *value).unwrap_or(0) <= *value, "{name} fell");
+            }
+        }
+    }
+}
