@@ -76,6 +76,7 @@ fn main() -> Result<()> {
         "int80" => compat::int80(&args)?,
         "ia32" => compat::ia32_program(&args)?,
         "processes" => processes::processes(&args)?,
+        "odd-ends" => processes::odd_ends(&args)?,
         "swarm" => processes::swarm(&args)?,
         "sleep" => waits::sleep(&args)?,
         "futex" => waits::futex(&args)?,

@@ -1,9 +1,10 @@
 //! Processes, threads and programs are counted exactly; the number of live tasks returns to where it was.
 
+use crate::family::{BLOCKED, DURATION, SYSCALLS, WAIT};
 use anyhow::ensure;
 use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
 
-trials![forks_threads_execs_and_exits, tasks_older_than_the_agent];
+trials![forks_threads_execs_and_exits, odd_ends_of_calls, tasks_older_than_the_agent];
 
 fn count(scrape: &Scrape, what: &str, tenant: &str) -> u64 {
     scrape.count(&format!("kernmeter_{what}_total"), &[("tenant_id", tenant)])
@@ -36,6 +37,38 @@ fn forks_threads_execs_and_exits() -> Outcome {
     );
     let tasks = scrape.sum("kernmeter_tasks", &[("tenant_id", "family")]);
     ensure!(tasks == 0.0, "{tasks} tasks after all have ended");
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// execve from a thread that is not the leader, exit while another thread is in a call, SIGKILL in a call, a call that is
+/// interrupted and restarted: nothing lasts 100 s that was asleep for milliseconds, and nobody stays behind.
+fn odd_ends_of_calls() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("odd")?;
+    let (workload, _) = Workload::run(&tenant, &["odd-ends", "--times", "20"])?;
+    workload.finish()?;
+    let scrape = agent.settle(81, |s| count(s, "processes_exited", "odd"))?;
+    let seen =
+        ["processes_forked", "threads_started", "processes_exec"].map(|what| count(&scrape, what, "odd"));
+    ensure!(seen == [80, 40, 21] || seen == [81, 40, 21], "forks, threads, execs: {seen:?}");
+    let tasks = scrape.sum("kernmeter_tasks", &[("tenant_id", "odd")]);
+    ensure!(tasks == 0.0, "{tasks} tasks after all have ended");
+    for (family, most) in [(DURATION, 4.0), (WAIT, 4.0)] {
+        let buckets = scrape.histogram(family, &[("tenant_id", "odd")])?;
+        let long: Vec<_> = buckets.iter().filter(|(le, n)| *le > most && *n > 0).collect();
+        ensure!(long.is_empty(), "{family} has {long:?}");
+    }
+    let sleeps = [("tenant_id", "odd"), ("syscall", "nanosleep")];
+    let (entered, finished) =
+        (scrape.count(SYSCALLS, &sleeps), scrape.count(&format!("{DURATION}_count"), &sleeps));
+    ensure!(
+        (120..=160).contains(&entered) && finished == entered,
+        "{finished} of {entered} sleeps finished; 160 were begun, on a quick machine"
+    );
+    let blocked = scrape.sum(BLOCKED, &[("tenant_id", "odd")]);
+    ensure!(blocked < 30.0, "blocked for {blocked} s");
     agent.stop_conserved()?;
     Ok(())
 }

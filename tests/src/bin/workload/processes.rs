@@ -8,38 +8,79 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Args, calls, say};
+use crate::{Args, calls, say, waits};
 
 /// `--forks N --threads N --execs N`: so many children that end at once, threads that end at once, and children that
 /// execute this program's `exit`.
 pub fn processes(args: &Args) -> Result<()> {
     for _ in 0..args.number("forks", 0)? {
-        // SAFETY: the child only ends.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            // SAFETY: as above.
-            unsafe { libc::_exit(0) };
-        }
-        reap(pid)?;
+        reap(child(|| ())?)?;
     }
     for _ in 0..args.number("threads", 0)? {
         std::thread::spawn(|| ()).join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
     }
     for _ in 0..args.number("execs", 0)? {
-        // SAFETY: the child makes async-signal-safe calls only; the arrays are null-terminated.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            let program_args = [c"workload".as_ptr(), c"exit".as_ptr(), std::ptr::null()];
-            let envp = [std::ptr::null::<libc::c_char>()];
-            // SAFETY: as above.
-            unsafe {
-                libc::execve(c"/proc/self/exe".as_ptr(), program_args.as_ptr(), envp.as_ptr());
-                libc::_exit(1);
-            }
-        }
-        reap(pid)?;
+        reap(child(exec_exit)?)?;
     }
     Ok(())
+}
+
+/// Forks a child that does something and never returns from it.
+fn child(what: impl FnOnce()) -> Result<libc::pid_t> {
+    // SAFETY: this process has one thread, so the child may do anything.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        what();
+        // SAFETY: ends the child, and all its threads, without running what belongs to the parent.
+        unsafe { libc::_exit(0) };
+    }
+    ensure!(pid > 0, "fork: {}", io::Error::last_os_error());
+    Ok(pid)
+}
+
+/// Longer than any test waits for one call.
+const LONG: u64 = 100_000_000_000;
+const MOMENT: u64 = 5_000_000;
+
+/// `--times N`: so many of each unusual end of a system call. A thread that is not the leader executes a program; a
+/// process exits while its other thread sleeps; one is killed in its sleep; one is stopped in it and goes on.
+pub fn odd_ends(args: &Args) -> Result<()> {
+    for _ in 0..args.number("times", 1)? {
+        reap(child(|| {
+            let thread = std::thread::spawn(exec_exit);
+            let _ = thread.join();
+        })?)?;
+        reap(child(|| {
+            std::thread::spawn(|| waits::nanosleep(LONG));
+            waits::nanosleep(MOMENT);
+        })?)?;
+        let sleeper = child(|| waits::nanosleep(LONG))?;
+        waits::nanosleep(MOMENT);
+        // SAFETY: the child is not reaped yet.
+        unsafe { libc::kill(sleeper, libc::SIGKILL) };
+        // SAFETY: the child is ours; that it was killed is no news.
+        unsafe { libc::waitpid(sleeper, std::ptr::null_mut(), 0) };
+        let stopped = child(|| waits::nanosleep(4 * MOMENT))?;
+        waits::nanosleep(MOMENT);
+        for signal in [libc::SIGSTOP, libc::SIGCONT] {
+            // SAFETY: the child is not reaped yet.
+            unsafe { libc::kill(stopped, signal) };
+            waits::nanosleep(MOMENT / 5);
+        }
+        reap(stopped)?;
+    }
+    Ok(())
+}
+
+/// Becomes this program's `exit`.
+fn exec_exit() {
+    let program_args = [c"workload".as_ptr(), c"exit".as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: the arrays are null-terminated and live.
+    unsafe {
+        libc::execve(c"/proc/self/exe".as_ptr(), program_args.as_ptr(), envp.as_ptr());
+        libc::_exit(1);
+    }
 }
 
 fn reap(pid: libc::pid_t) -> Result<()> {
