@@ -162,6 +162,23 @@ impl Workload {
         self.wait()
     }
 
+    /// Kills it, and leaves it a zombie.
+    ///
+    /// # Errors
+    /// When it does not become one.
+    pub fn kill_unreaped(&self) -> Result<()> {
+        // SAFETY: the child is not reaped yet, so the id is its own.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        for _ in 0..1000 {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+            if stat.rsplit(')').next().is_some_and(|s| s.trim_start().starts_with('Z')) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("the workload does not die")
+    }
+
     fn wait(&mut self) -> Result<Ended> {
         let mut status = 0;
         // SAFETY: all-zero is a valid rusage.

@@ -4,7 +4,7 @@ use crate::family::{BLOCKED, DURATION, SYSCALLS, WAIT};
 use anyhow::ensure;
 use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
 
-trials![forks_threads_execs_and_exits, odd_ends_of_calls, tasks_older_than_the_agent];
+trials![forks_threads_execs_and_exits, odd_ends_of_calls, tasks_older_than_the_agent, zombies_are_no_tasks];
 
 fn count(scrape: &Scrape, what: &str, tenant: &str) -> u64 {
     scrape.count(&format!("kernmeter_{what}_total"), &[("tenant_id", tenant)])
@@ -95,6 +95,23 @@ fn tasks_older_than_the_agent() -> Outcome {
         "{} exits",
         count(&scrape, "processes_exited", "older")
     );
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn zombies_are_no_tasks() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let tenant = hierarchy.tenant("undead")?;
+    let zombie = Workload::spawn(&tenant, &["syscalls"])?;
+    zombie.kill_unreaped()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tasks = |s: &Scrape| s.sum("kernmeter_tasks", &[("tenant_id", "undead")]);
+    let before = tasks(&agent.fresh()?);
+    ensure!(before == 0.0, "{before} tasks in a cgroup of one zombie older than the agent");
+    let younger = Workload::spawn(&tenant, &["syscalls"])?;
+    younger.kill_unreaped()?;
+    let after = tasks(&agent.fresh()?);
+    ensure!(after == 0.0, "{after} tasks in a cgroup of two zombies");
     agent.stop_conserved()?;
     Ok(())
 }
