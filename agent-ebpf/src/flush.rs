@@ -3,7 +3,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext};
 
-use agent_ebpf::Total;
+use agent_ebpf::{Loss, Total};
 
 use crate::{
     kernel::Task,
@@ -58,7 +58,9 @@ pub fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
     if !task.is_null() {
-        let _ = TaskState::find_or_create(Task(task));
+        if TaskState::find_or_create(Task(task)).is_none() {
+            row::lose(Loss::TaskStateFailed);
+        }
     }
     0
 }

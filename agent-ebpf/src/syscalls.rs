@@ -47,11 +47,14 @@ pub fn sys_exit(ctx: BtfTracePointContext) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let ret: i64 = ctx.arg(1);
-    let state = match TaskState::find(task::current()) {
+    let task = task::current();
+    let state = match TaskState::find(task) {
         Some(state) if state.enter_ns != 0 => state,
         // Entered before the agent came, or the first return of a new task.
         _ => {
             row::count(Total::SyscallExitUnmatched, 1);
+                // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace) are met here.
+            let _ = TaskState::find_or_create(task);
             return;
         }
     };
