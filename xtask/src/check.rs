@@ -98,7 +98,14 @@ fn lints() -> Result<Verdict> {
     if let Some(skip) = component("clippy") {
         return Ok(skip);
     }
-    workspace::run(workspace::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-Dwarnings"]))?;
+    workspace::run(workspace::cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--keep-going",
+        "--",
+        "-Dwarnings",
+    ]))?;
     Ok(Verdict::Passed)
 }
 

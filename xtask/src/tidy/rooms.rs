@@ -22,16 +22,19 @@ const fn kernel_room(name: &'static str, may_use: &'static [&'static str]) -> Ro
 /// kernel rows -> drain -> attribute -> registry -> exposition -> serve. What is not here does not exist.
 const ROOMS: &[Room] = &[
     room("adapt", &[]),
-    room("registry", &[]),
-    room("identity", &["registry"]),
-    room("config", &["adapt", "identity", "registry"]),
-    kernel_room("probes", &["config", "registry"]),
-    kernel_room("drain", &["config", "probes", "registry"]),
-    room("attribute", &["config", "drain", "identity", "probes", "registry"]),
-    room("exposition", &["registry"]),
-    room("health", &["adapt", "drain", "exposition", "probes", "registry"]),
-    room("serve", &["config", "exposition", "health", "registry"]),
+    room("btf", &[]),
+    room("family", &[]),
+    room("identity", &["family"]),
     room("lifecycle", &[]),
+    room("config", &["adapt", "family", "identity"]),
+    kernel_room("probes", &["btf", "config", "family"]),
+    kernel_room("drain", &["config", "probes"]),
+    room("attribute", &["config", "drain", "family", "identity", "probes"]),
+    room("registry", &["attribute", "family"]),
+    room("exposition", &["family", "registry"]),
+    room("selfmetrics", &["exposition", "family", "registry"]),
+    room("health", &["adapt", "drain", "exposition", "probes", "registry", "selfmetrics"]),
+    room("serve", &["config", "exposition", "family", "health", "registry", "selfmetrics"]),
 ];
 
 /// Files that wire the rooms and may name all of them, but not `aya`.
