@@ -4,6 +4,7 @@
 //! spike means nothing; a shorter interval has to be wanted without a break for the whole dwell. While readings waver the
 //! milder of the wanted states is taken.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 /// Consecutive readings that must agree before the interval gets longer.
@@ -175,29 +176,33 @@ impl Controller {
             return self.decision(changed);
         }
         let state = self.current.state;
-        let taken = if wish.state == state {
-            self.pending = Pending::None;
-            // The state stays, but another signal may now be what holds it.
-            self.current = wish;
-            None
-        } else if wish.state > state {
-            let (count, mildest) = match self.pending {
-                Pending::Slower(count, before) => {
-                    (count + 1, if before.state < wish.state { before } else { wish })
-                }
-                _ => (1, wish),
-            };
-            self.pending = Pending::Slower(count, mildest);
-            (count >= CONFIRMATIONS).then_some(mildest)
-        } else {
-            let (since, mildest) = match self.pending {
-                Pending::Faster(since, before) => {
-                    (since, if before.state > wish.state { before } else { wish })
-                }
-                _ => (now, wish),
-            };
-            self.pending = Pending::Faster(since, mildest);
-            (now.saturating_sub(since) >= self.settings.dwell).then_some(mildest)
+        let taken = match wish.state.cmp(&state) {
+            Ordering::Equal => {
+                self.pending = Pending::None;
+                // The state stays, but another signal may now be what holds it.
+                self.current = wish;
+                None
+            }
+            Ordering::Greater => {
+                let (count, mildest) = match self.pending {
+                    Pending::Slower(count, before) => {
+                        (count + 1, if before.state < wish.state { before } else { wish })
+                    }
+                    _ => (1, wish),
+                };
+                self.pending = Pending::Slower(count, mildest);
+                (count >= CONFIRMATIONS).then_some(mildest)
+            }
+            Ordering::Less => {
+                let (since, mildest) = match self.pending {
+                    Pending::Faster(since, before) => {
+                        (since, if before.state > wish.state { before } else { wish })
+                    }
+                    _ => (now, wish),
+                };
+                self.pending = Pending::Faster(since, mildest);
+                (now.saturating_sub(since) >= self.settings.dwell).then_some(mildest)
+            }
         };
         if let Some(wish) = taken {
             self.current = wish;
@@ -206,8 +211,12 @@ impl Controller {
         self.decision(taken.is_some())
     }
 
-    /// The state of the last step.
-    pub fn decision(&self, changed: bool) -> Decision {
+    /// What the last step decided, as if nothing had changed since.
+    pub fn current(&self) -> Decision {
+        self.decision(false)
+    }
+
+    fn decision(&self, changed: bool) -> Decision {
         let Wish { state, signal, reason } = self.current;
         Decision { interval: self.settings.interval(state), state, changed, signal, reason }
     }
@@ -379,7 +388,7 @@ mod tests {
             (Normal, reading(30.0, 60.0), Relaxed),
         ] {
             let mut controller = in_state(from);
-            let mut decision = controller.decision(false);
+            let mut decision = controller.current();
             for at in 1..=40 {
                 decision = controller.step(secs(at), &reading);
             }
@@ -429,7 +438,7 @@ mod tests {
             let cpu = if at == 10 { 50.0 } else { 10.0 };
             controller.step(secs(at), &reading(cpu, 80.0));
         }
-        assert_eq!(controller.decision(false).state, Normal);
+        assert_eq!(controller.current().state, Normal);
         for at in 32..=61 {
             assert_eq!(controller.step(secs(at), &reading(10.0, 80.0)).state, Normal, "at {at} s");
         }
@@ -480,7 +489,7 @@ mod tests {
     fn settings_change_without_a_jump() {
         let mut controller = in_state(Stressed);
         controller.reconfigure(Settings { stressed: secs(60), ..Settings::default() });
-        let decision = controller.decision(false);
+        let decision = controller.current();
         assert_eq!((decision.state, decision.interval), (Stressed, secs(60)));
     }
 
@@ -505,7 +514,8 @@ mod tests {
                 if let (Some(before), true) = (state, decision.changed) {
                     prop_assert_ne!(before, decision.state);
                     if let (true, Some(at)) = (decision.state < before, changed_at) {
-                        prop_assert!(now - at >= settings.dwell, "faster after {:?}", now - at);
+                        let held = now.saturating_sub(at);
+                        prop_assert!(held >= settings.dwell, "faster after {:?}", held);
                     }
                     changed_at = Some(now);
                 } else if let Some(before) = state {

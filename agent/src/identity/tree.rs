@@ -310,7 +310,7 @@ mod tests {
         }
         let paths: HashSet<&[u8]> = walk.entries.iter().map(|entry| entry.path.as_slice()).collect();
         assert!(paths.contains(&b"/x/y/z"[..]) && paths.contains(&b"/a\"b\n\xff"[..]));
-        let depth = |path: &[u8]| path.iter().filter(|b| **b == b'/').count();
+        let depth = |path: &[u8]| path.split(|b| *b == b'/').count();
         assert!(walk.entries[1..].is_sorted_by_key(|entry| depth(&entry.path)));
     }
 

@@ -63,8 +63,8 @@ mod tests {
 
     #[test]
     fn bounded() {
-        let many: String = (0..70_000).map(|uid| format!("u{uid}:x:{uid}:0\n")).collect();
-        let users = Users::parse(many.as_bytes());
+        let many: Vec<String> = (0..70_000).map(|uid| format!("u{uid}:x:{uid}:0")).collect();
+        let users = Users::parse(many.join("\n").as_bytes());
         assert_eq!((users.name(MOST as u32 - 1), users.name(MOST as u32)), (Some("u65535"), None));
         assert_eq!(Users::parse(format!("{}:x:1:1", "n".repeat(65)).as_bytes()).name(1), None);
     }

@@ -326,7 +326,7 @@ mod tests {
             assert_eq!(Glob::new(glob).map(|_| ()), Err((at, problem)), "{glob}");
         }
         assert_eq!(Glob::new(&"x".repeat(1025)).map(|_| ()), Err((1, Problem::TooLong(GLOB_BYTES))));
-        let many: String = (0..17).map(|n| format!("{{a{n}}}")).collect();
+        let many = (0..17).fold(String::new(), |many, n| many + &format!("{{a{n}}}"));
         assert!(matches!(Glob::new(&many), Err((_, Problem::Captures))));
         assert!(Glob::new(&"**".repeat(512)).is_ok(), "wildcards are cheap");
     }

@@ -196,9 +196,10 @@ proptest! {
         template in prop_oneof![Just("{name}"), Just("{name}-x"), Just("a{name}"), Just("{top}")],
     ) {
         let verdict = evaluate(&only(vec![rule(&[("cgroup", glob)], template)]), &[b"/", &path[..]].concat());
-        match verdict.decided_by {
-            Some(_) => prop_assert!(tenant_name(verdict.tenant.as_bytes()).is_ok()),
-            None => prop_assert_eq!(&*verdict.tenant, UNKNOWN),
+        if verdict.decided_by.is_some() {
+            prop_assert!(tenant_name(verdict.tenant.as_bytes()).is_ok());
+        } else {
+            prop_assert_eq!(&*verdict.tenant, UNKNOWN);
         }
     }
 }

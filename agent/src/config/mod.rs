@@ -1,0 +1,288 @@
+//! In: a YAML file; out: a checked configuration, or one line that says what is wrong, where, and what to do. Starts
+//! nothing.
+
+mod schema;
+pub mod values;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::adapt;
+use crate::family::Detail;
+use crate::identity::path::printable;
+use crate::identity::rules::RuleSet;
+
+/// Largest configuration file, in bytes.
+pub const FILE_BYTES: u64 = 1 << 20;
+
+/// The embedded default file.
+const DEFAULT: &str = include_str!("../../default.yaml");
+
+/// The whole configuration. Built from defaults and a file; every value is in its documented range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where metrics are served.
+    pub web: Web,
+    /// The agent's own log.
+    pub log: Log,
+    /// The kernel side.
+    pub kernel: Kernel,
+    /// How often the kernel is read.
+    pub drain: adapt::Settings,
+    /// How finely workloads are told apart.
+    pub detail: DetailLevels,
+    /// Limits on what is exported.
+    pub limits: Limits,
+    /// Whose a cgroup is; known to compile.
+    pub tenants: RuleSet,
+}
+
+/// `web`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Web {
+    /// Address and port.
+    pub listen_address: SocketAddr,
+    /// Path of the metrics; begins with `/` and is not one of the agent's other endpoints.
+    pub telemetry_path: String,
+    /// Connections served at once.
+    pub max_connections: u32,
+}
+
+/// `log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Least severity that is written.
+    pub level: LogLevel,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// Severities of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Failures.
+    Error,
+    /// What needs attention.
+    Warn,
+    /// What happens.
+    Info,
+    /// How it happens.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The word used in configuration and filters.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Formats of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `key=value`.
+    Logfmt,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A number, or left to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auto {
+    /// Derived from the memory budget and the machine.
+    Auto,
+    /// As configured.
+    Fixed(u32),
+}
+
+/// `kernel`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Most memory for kernel-side tables, bytes.
+    pub memory_budget: u64,
+    /// Slots: workloads told apart at once.
+    pub slots: Auto,
+    /// Rows for (workload, syscall).
+    pub syscall_rows: Auto,
+    /// Rows for (workload, syscall, errno).
+    pub errno_rows: Auto,
+    /// Probes without which the agent does not start.
+    pub required_probes: Vec<String>,
+}
+
+/// `detail`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetailLevels {
+    /// For families not named.
+    pub default: Detail,
+    /// By family name.
+    pub families: BTreeMap<String, Detail>,
+}
+
+impl DetailLevels {
+    /// The level of a family.
+    pub fn of(&self, family: &str) -> Detail {
+        self.families.get(family).copied().unwrap_or(self.default)
+    }
+}
+
+/// `limits`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Series of one tenant.
+    pub series_per_tenant: u32,
+    /// Tenants.
+    pub tenants: u32,
+    /// How long series of a removed workload stay.
+    pub retention: Duration,
+}
+
+/// Names that the configuration may refer to, from the probe list.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Names of workload families.
+    pub families: &'a [&'a str],
+    /// Names of probes.
+    pub probes: &'a [&'a str],
+}
+
+/// Why there is no configuration. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is unreadable.
+    #[error("cannot read configuration `{file}`: {source}; check `--config.file`")]
+    Read {
+        /// The path, printable.
+        file: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A directory, pipe or device.
+    #[error("configuration `{0}` is not a regular file: name a YAML file in `--config.file`")]
+    NotAFile(String),
+    /// Too large.
+    #[error("configuration `{0}` is larger than 1 MiB: merge tenant rules with wildcards")]
+    TooLarge(String),
+    /// Not UTF-8.
+    #[error("{file}:{line}:{column}: not UTF-8: save the configuration as UTF-8")]
+    NotUtf8 {
+        /// The path, printable.
+        file: String,
+        /// From 1.
+        line: usize,
+        /// In bytes, from 1.
+        column: usize,
+    },
+    /// Broken YAML, an unknown key, or a value that will not do.
+    #[error("{file}:{line}:{column}: {message}")]
+    Invalid {
+        /// The path, printable.
+        file: String,
+        /// From 1.
+        line: u64,
+        /// In characters, from 1.
+        column: u64,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            web: Web {
+                listen_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 10058)),
+                telemetry_path: "/metrics".into(),
+                max_connections: 128,
+            },
+            log: Log { level: LogLevel::Info, format: LogFormat::Logfmt },
+            kernel: Kernel {
+                memory_budget: 64 << 20,
+                slots: Auto::Auto,
+                syscall_rows: Auto::Auto,
+                errno_rows: Auto::Auto,
+                required_probes: Vec::new(),
+            },
+            drain: adapt::Settings::default(),
+            detail: DetailLevels { default: Detail::Tenant, families: BTreeMap::new() },
+            limits: Limits { series_per_tenant: 5000, tenants: 1000, retention: Duration::from_mins(10) },
+            tenants: RuleSet::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The documented default file, as `kernmeter config default` prints it; it says the same as [`Config::default`].
+    pub fn default_yaml() -> &'static str {
+        DEFAULT
+    }
+
+    /// Reads and checks a file; the defaults without one.
+    ///
+    /// # Errors
+    /// What is wrong first, with its place.
+    pub fn load(path: Option<&Path>, known: &Known<'_>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let file = printable(path.as_os_str().as_bytes());
+        let bytes = read(path, &file)?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| {
+            let before = &bytes[..error.valid_up_to()];
+            let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let line = before.split(|b| *b == b'\n').count();
+            ConfigError::NotUtf8 { file: file.clone(), line, column: before.len() - line_start + 1 }
+        })?;
+        Self::parse(text, &file, known)
+    }
+
+    /// Checks a YAML text; `file` names it in errors.
+    ///
+    /// # Errors
+    /// What is wrong first, with its place.
+    pub fn parse(text: &str, file: &str, known: &Known<'_>) -> Result<Self, ConfigError> {
+        schema::parse(text, known).map_err(|problem| ConfigError::Invalid {
+            file: file.to_owned(),
+            line: problem.line.max(1),
+            column: problem.column.max(1),
+            message: problem.message,
+        })
+    }
+
+    /// Sections that differ and take effect only with a restart. Everything else can be applied to a running agent.
+    pub fn restart_needed(&self, new: &Self) -> Vec<&'static str> {
+        let sections = [
+            ("web", self.web != new.web),
+            ("log", self.log != new.log),
+            ("kernel", self.kernel != new.kernel),
+        ];
+        sections.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+}
+
+fn read(path: &Path, file: &str) -> Result<Vec<u8>, ConfigError> {
+    let unreadable = |source| ConfigError::Read { file: file.to_owned(), source };
+    // Before opening: opening a pipe would wait for a writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(ConfigError::NotAFile(file.to_owned()));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|opened| opened.take(FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_BYTES { Err(ConfigError::TooLarge(file.to_owned())) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests;
