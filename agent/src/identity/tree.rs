@@ -369,5 +369,19 @@ mod tests {
         let walk = hierarchy.walk(MOST_CGROUPS).expect("walk");
         assert_eq!(walk.entries[0].path, b"/");
         assert_eq!(walk.entries[0].id == ROOT_ID, hierarchy.is_whole());
+
+        let name = format!("kernmeter-tree-{}.scope", std::process::id());
+        let made = hierarchy.mount.join(&name);
+        if let Err(error) = fs::create_dir(&made) {
+            println!("skipped: cannot create a cgroup: {error}");
+            return;
+        }
+        let walk = hierarchy.walk(MOST_CGROUPS);
+        let id = fs::metadata(&made).map(|meta| meta.ino());
+        fs::remove_dir(&made).expect("an empty cgroup can be removed");
+        let walk = walk.expect("walk");
+        let entry = walk.entries.iter().find(|entry| entry.name == name.as_bytes()).expect("the new cgroup");
+        assert_eq!(entry.path, format!("/{name}").into_bytes());
+        assert_eq!((entry.id, entry.parent_id), (id.expect("metadata"), walk.entries[0].id));
     }
 }
