@@ -1,0 +1,316 @@
+//! In: plain figures about the agent itself; out: its own families in either text format. Reads nothing but arguments,
+//! except [`process`], which reads /proc/self. Knows no tenant's samples beyond passing a snapshot on in [`render`].
+
+pub mod process;
+mod table;
+mod text004;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use prometheus_client::encoding::text::encode_registry;
+use prometheus_client::metrics::MetricType::{self, Counter, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::exposition::{Format, encode_snapshot, finish};
+use crate::registry::Snapshot;
+use process::ProcessStats;
+use table::{Table, Value};
+
+/// Bounds of the drain histogram, seconds: a drain takes well under a millisecond on a small host.
+const DRAIN_BOUNDS: [f64; 11] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5];
+
+/// The state of the drain interval's controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntervalState {
+    /// The host has room: the short interval.
+    Relaxed,
+    /// Neither.
+    Normal,
+    /// The host is short of CPU or memory: the long interval.
+    Stressed,
+}
+
+/// Whether a probe runs.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeState<'a> {
+    /// The probe's name.
+    pub probe: &'a str,
+    /// `None`: attached. Else why not, in a few words.
+    pub detached: Option<&'a str>,
+}
+
+/// The fill of a kernel map.
+#[derive(Clone, Copy, Debug)]
+pub struct MapUsage<'a> {
+    /// The map's name.
+    pub map: &'a str,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries there is room for.
+    pub capacity: u64,
+    /// Kernel memory it holds, bytes.
+    pub memory_bytes: u64,
+}
+
+/// The host's condition as the controller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct HostReadings<'a> {
+    /// Share of all CPUs' time that was not idle, 0 to 1.
+    pub cpu_utilization: f64,
+    /// Available memory over total memory, 0 to 1.
+    pub memory_available: f64,
+    /// `(resource, share of time some task waited for it)`, 0 to 1; empty where the kernel has no PSI.
+    pub pressure: &'a [(&'a str, f64)],
+}
+
+/// The agent's own metrics. Clones share the values; every method may be called from any thread.
+#[derive(Clone, Debug)]
+pub struct SelfMetrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    /// What prometheus-client wrote before it is turned into text 0.0.4; kept for its capacity. Also makes the snapshot
+    /// age that an encoding sets the one that it writes.
+    scratch: Mutex<String>,
+    drain_duration: Histogram,
+    tables: Tables,
+}
+
+/// Declares each family once: field, kind, name without unit and `_total`, unit, labels, help.
+macro_rules! tables {
+    ($($field:ident: $kind:ident $name:literal [$unit:literal] $labels:tt $help:literal;)+) => {
+        #[derive(Debug)]
+        struct Tables { $($field: Arc<Table>,)+ }
+
+        impl Tables {
+            fn register(registry: &mut Registry) -> Self {
+                let mut add = |kind: MetricType, name, unit, labels, help| {
+                    let table = Arc::new(Table::new(kind, name, unit, labels, help));
+                    registry.register_collector(Box::new(Arc::clone(&table)));
+                    table
+                };
+                Self { $($field: add($kind, $name, $unit, &$labels, $help),)+ }
+            }
+        }
+    };
+}
+
+tables! {
+    probe_attached: Gauge "kernmeter_probe_attached" [""] ["probe", "reason"]
+        "Whether the probe is attached (1) or not (0, with the reason).";
+    events_lost: Counter "kernmeter_events_lost" [""] ["stage", "reason"]
+        "Events that could not be accounted in full, by the stage that lost them and why.";
+    kernel_events: Counter "kernmeter_kernel_events" [""] ["event"]
+        "Events seen in the kernel, counted there independently of tenants.";
+    accounting_error: Gauge "kernmeter_accounting_error" ["ratio"] []
+        "Largest relative difference between the sum over tenants and the independent kernel totals.";
+    map_entries: Gauge "kernmeter_map_entries" [""] ["map"] "Entries in use in the kernel map.";
+    map_capacity: Gauge "kernmeter_map_capacity" [""] ["map"] "Entries the kernel map has room for.";
+    map_memory: Gauge "kernmeter_map_memory" ["bytes"] ["map"] "Kernel memory the map holds.";
+    slots: Gauge "kernmeter_slots" [""] ["state"] "Slots of accounting in the kernel, by state.";
+    pending_workloads: Gauge "kernmeter_pending_workloads" [""] []
+        "Slots in use whose identity is not known yet.";
+    interval: Gauge "kernmeter_interval" ["seconds"] [] "Present interval between reads of the kernel maps.";
+    interval_state: Gauge "kernmeter_interval_state" [""] ["state"]
+        "State of the interval's controller: 1 for the present one.";
+    host_cpu: Gauge "kernmeter_host_cpu_utilization" ["ratio"] []
+        "Share of the host's CPU time in use, as the interval's controller sees it.";
+    host_memory: Gauge "kernmeter_host_memory_available" ["ratio"] []
+        "Share of the host's memory that is available, as the interval's controller sees it.";
+    host_pressure: Gauge "kernmeter_host_pressure" ["ratio"] ["resource"]
+        "Share of time in which some task waited for the resource.";
+    snapshot_age: Gauge "kernmeter_snapshot_age" ["seconds"] []
+        "Time between reading the kernel and writing these samples.";
+    series: Gauge "kernmeter_series" [""] ["tenant_id"] "Series exposed for the tenant.";
+    series_limited: Counter "kernmeter_series_limited" [""] []
+        "Series folded into a tenant's overflow series by its limit.";
+    tenant_rule_refusals: Counter "kernmeter_tenant_rule_refusals" [""] ["reason"]
+        "Tenant names that rules produced and that were refused.";
+    config_reloads: Counter "kernmeter_config_reloads" [""] ["result"] "Configuration reloads, by result.";
+    scrapes: Counter "kernmeter_scrapes" [""] ["format", "code"]
+        "Scrapes answered, by format and HTTP status code.";
+    process_cpu: Counter "process_cpu" ["seconds"] [] "Total user and system CPU time spent.";
+    process_resident: Gauge "process_resident_memory" ["bytes"] [] "Resident memory size.";
+    process_virtual: Gauge "process_virtual_memory" ["bytes"] [] "Virtual memory size.";
+    process_open_fds: Gauge "process_open_fds" [""] [] "Number of open file descriptors.";
+    process_max_fds: Gauge "process_max_fds" [""] [] "Maximum number of open file descriptors.";
+    process_start: Gauge "process_start_time" ["seconds"] [] "Start time of the process since the Unix epoch.";
+    process_threads: Gauge "process_threads" [""] [] "Number of threads.";
+}
+
+impl SelfMetrics {
+    /// All families, with the build's `version` and `revision` (source commit, or empty).
+    pub fn new(version: &str, revision: &str) -> Self {
+        let mut registry = Registry::default();
+        let build = Info::new(vec![
+            ("version".to_owned(), version.to_owned()),
+            ("revision".to_owned(), revision.to_owned()),
+        ]);
+        // prometheus-client ends these HELP texts with a full stop itself.
+        registry.register("kernmeter_build", "Version and source revision of the agent", build);
+        let drain_duration = Histogram::new(DRAIN_BOUNDS);
+        registry.register_with_unit(
+            "kernmeter_drain_duration",
+            "Time one read of the kernel maps took",
+            Unit::Seconds,
+            drain_duration.clone(),
+        );
+        let tables = Tables::register(&mut registry);
+        tables.series_limited.set(0_u64);
+        for result in ["success", "failure"] {
+            tables.config_reloads.add([result], 0);
+        }
+        Self { inner: Arc::new(Inner { registry, scratch: Mutex::default(), drain_duration, tables }) }
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.inner.tables
+    }
+
+    /// Every probe's state; replaces what was said before.
+    pub fn set_probes(&self, probes: &[ProbeState]) {
+        let rows = probes
+            .iter()
+            .map(|p| ([p.probe, p.detached.unwrap_or("")], Value::Integer(u64::from(p.detached.is_none()))));
+        self.tables().probe_attached.replace(rows);
+    }
+
+    /// Absolute counts of lost events as `(stage, reason, count)`, all of them, never falling.
+    pub fn set_events_lost(&self, rows: &[(&str, &str, u64)]) {
+        self.tables()
+            .events_lost
+            .replace(rows.iter().map(|(stage, reason, n)| ([*stage, *reason], (*n).into())));
+    }
+
+    /// The independent kernel totals as `(event, count)`, all of them, never falling.
+    pub fn set_kernel_events(&self, rows: &[(&str, u64)]) {
+        self.tables().kernel_events.replace(rows.iter().map(|(event, n)| ([*event], (*n).into())));
+    }
+
+    /// The largest relative difference between tenants' sums and kernel totals; 0 is right.
+    pub fn set_accounting_error(&self, ratio: f64) {
+        self.tables().accounting_error.set(ratio);
+    }
+
+    /// The fill of every kernel map; replaces what was said before.
+    pub fn set_maps(&self, maps: &[MapUsage]) {
+        let rows = |value: fn(&MapUsage) -> u64| maps.iter().map(move |m| ([m.map], value(m).into()));
+        self.tables().map_entries.replace(rows(|m| m.entries));
+        self.tables().map_capacity.replace(rows(|m| m.capacity));
+        self.tables().map_memory.replace(rows(|m| m.memory_bytes));
+    }
+
+    /// Slots never used or given back, in use, and of removed workloads not given back yet.
+    pub fn set_slots(&self, free: u64, live: u64, dead: u64) {
+        let rows = [(["free"], free.into()), (["live"], live.into()), (["dead"], dead.into())];
+        self.tables().slots.replace(rows);
+    }
+
+    /// Slots in use without an identity.
+    pub fn set_pending_workloads(&self, count: u64) {
+        self.tables().pending_workloads.set(count);
+    }
+
+    /// How long one drain took.
+    pub fn observe_drain(&self, took: Duration) {
+        self.inner.drain_duration.observe(took.as_secs_f64());
+    }
+
+    /// The present drain interval and the controller's state.
+    pub fn set_interval(&self, interval: Duration, state: IntervalState) {
+        self.tables().interval.set(interval.as_secs_f64());
+        let states = [
+            ("relaxed", IntervalState::Relaxed),
+            ("normal", IntervalState::Normal),
+            ("stressed", IntervalState::Stressed),
+        ];
+        let rows = states.map(|(name, s)| ([name], Value::Integer(u64::from(s == state))));
+        self.tables().interval_state.replace(rows);
+    }
+
+    /// The readings the interval was decided on.
+    pub fn set_host(&self, readings: &HostReadings) {
+        self.tables().host_cpu.set(readings.cpu_utilization);
+        self.tables().host_memory.set(readings.memory_available);
+        let rows = readings.pressure.iter().map(|(resource, share)| ([*resource], (*share).into()));
+        self.tables().host_pressure.replace(rows);
+    }
+
+    /// Exposed series per tenant; replaces what was said before.
+    pub fn set_series<'a>(&self, per_tenant: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.tables().series.replace(per_tenant.into_iter().map(|(tenant, n)| ([tenant], n.into())));
+    }
+
+    /// Absolute count of series folded by a limit.
+    pub fn set_series_limited(&self, count: u64) {
+        self.tables().series_limited.set(count);
+    }
+
+    /// Absolute counts of refused tenant names as `(reason, count)`, all of them, never falling.
+    pub fn set_tenant_rule_refusals(&self, rows: &[(&str, u64)]) {
+        self.tables().tenant_rule_refusals.replace(rows.iter().map(|(reason, n)| ([*reason], (*n).into())));
+    }
+
+    /// Counts one reload of the configuration.
+    pub fn count_config_reload(&self, success: bool) {
+        self.tables().config_reloads.add([if success { "success" } else { "failure" }], 1);
+    }
+
+    /// Counts one scrape; `format` is `None` when none was answered with.
+    pub fn count_scrape(&self, format: Option<Format>, code: u16) {
+        let code = code.to_string();
+        self.tables().scrapes.add([format.map_or("none", Format::name), &code], 1);
+    }
+
+    /// The agent's own resource use.
+    pub fn set_process(&self, stats: &ProcessStats) {
+        let tables = self.tables();
+        tables.process_cpu.set(stats.cpu_seconds);
+        tables.process_resident.set(stats.resident_memory_bytes);
+        tables.process_virtual.set(stats.virtual_memory_bytes);
+        tables.process_open_fds.set(stats.open_fds);
+        tables.process_max_fds.replace(stats.max_fds.into_iter().map(|max| ([], max.into())));
+        tables.process_start.set(stats.start_time_seconds);
+        tables.process_threads.set(stats.threads);
+    }
+
+    /// Appends the agent's own families to `out`, without the end marker. `taken_ns` is when the kernel was last read
+    /// (0: never) and `now_ns` the present, both nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn encode(&self, format: Format, taken_ns: u64, now_ns: u64, out: &mut BytesMut) {
+        let mut scratch = self.inner.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = (taken_ns > 0).then(|| Duration::from_nanos(now_ns.saturating_sub(taken_ns)).as_secs_f64());
+        self.tables().snapshot_age.replace(age.into_iter().map(|age| ([], Value::Float(age))));
+        scratch.clear();
+        // Writing to a `String` does not fail, nor does any family of ours.
+        if encode_registry(&mut *scratch, &self.inner.registry).is_err() {
+            debug_assert!(false, "the agent's own metrics do not encode");
+            return;
+        }
+        if format.is_openmetrics() {
+            // `BytesMut` takes any text.
+            let _ = out.write_str(&scratch);
+        } else {
+            text004::to_text_004(&scratch, out);
+        }
+    }
+}
+
+/// Replaces `out` with a whole body: the snapshot's families, the agent's own, the format's end. `now_ns` as in
+/// [`SelfMetrics::encode`].
+pub fn render(snapshot: &Snapshot, own: &SelfMetrics, format: Format, now_ns: u64, out: &mut BytesMut) {
+    out.clear();
+    encode_snapshot(snapshot, format, out);
+    own.encode(format, snapshot.taken_ns, now_ns, out);
+    finish(format, out);
+}

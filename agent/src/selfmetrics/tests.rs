@@ -1,0 +1,218 @@
+//! In: setter calls; out: verdicts on the rendered text. Writes bodies for outside checkers when told where to.
+
+use super::*;
+
+fn filled() -> SelfMetrics {
+    let own = SelfMetrics::new("0.1.0", "abc\"\\def");
+    own.set_probes(&[
+        ProbeState { probe: "syscalls", detached: None },
+        ProbeState { probe: "scheduler", detached: Some("kernel \"5.4\"\nhas no BTF") },
+    ]);
+    own.set_events_lost(&[("kernel", "row_table_full", u64::MAX), ("drain", "stale", 0)]);
+    own.set_kernel_events(&[("sys_enter", 10), ("sys_exit", 9)]);
+    own.set_accounting_error(0.0);
+    own.set_maps(&[MapUsage { map: "ROWS", entries: 5, capacity: 100, memory_bytes: 4096 }]);
+    own.set_slots(100, 20, 3);
+    own.set_pending_workloads(2);
+    own.observe_drain(Duration::from_micros(700));
+    own.set_interval(Duration::from_secs(15), IntervalState::Normal);
+    let pressure = [("cpu", 0.25), ("memory", 0.0)];
+    own.set_host(&HostReadings { cpu_utilization: 0.5, memory_available: 0.75, pressure: &pressure });
+    own.set_series([("acme", 40), ("_host", 12)]);
+    own.set_series_limited(3);
+    own.set_tenant_rule_refusals(&[("reserved", 1)]);
+    own.count_config_reload(true);
+    own.count_scrape(Some(Format::Text004), 200);
+    own.count_scrape(Some(Format::Text004), 200);
+    own.count_scrape(None, 405);
+    own.set_process(&ProcessStats {
+        cpu_seconds: 1.25,
+        threads: 2,
+        max_fds: Some(1024),
+        ..ProcessStats::default()
+    });
+    own
+}
+
+fn body(own: &SelfMetrics, format: Format) -> String {
+    let snapshot = Snapshot { taken_ns: 1_000_000_000, ..Snapshot::default() };
+    let mut out = BytesMut::new();
+    render(&snapshot, own, format, 3_500_000_000, &mut out);
+    String::from_utf8(out.to_vec()).unwrap()
+}
+
+/// HELP and TYPE names with the type, and sample names with labels and value, line by line.
+fn has(text: &str, line: &str) {
+    assert!(text.lines().any(|l| l == line), "no line `{line}` in:\n{text}");
+}
+
+#[test]
+fn openmetrics_has_every_family() {
+    let text = body(&filled(), Format::OpenMetrics100);
+    for line in [
+        "# TYPE kernmeter_build info",
+        r#"kernmeter_build_info{version="0.1.0",revision="abc\"\\def"} 1"#,
+        "# TYPE kernmeter_probe_attached gauge",
+        r#"kernmeter_probe_attached{probe="syscalls",reason=""} 1"#,
+        r#"kernmeter_probe_attached{probe="scheduler",reason="kernel \"5.4\"\nhas no BTF"} 0"#,
+        "# TYPE kernmeter_events_lost counter",
+        r#"kernmeter_events_lost_total{stage="kernel",reason="row_table_full"} 18446744073709551615"#,
+        r#"kernmeter_kernel_events_total{event="sys_enter"} 10"#,
+        "# UNIT kernmeter_accounting_error_ratio ratio",
+        "kernmeter_accounting_error_ratio 0.0",
+        r#"kernmeter_map_entries{map="ROWS"} 5"#,
+        r#"kernmeter_map_capacity{map="ROWS"} 100"#,
+        r#"kernmeter_map_memory_bytes{map="ROWS"} 4096"#,
+        r#"kernmeter_slots{state="live"} 20"#,
+        "kernmeter_pending_workloads 2",
+        "# TYPE kernmeter_drain_duration_seconds histogram",
+        "kernmeter_drain_duration_seconds_count 1",
+        r#"kernmeter_drain_duration_seconds_bucket{le="0.0005"} 0"#,
+        r#"kernmeter_drain_duration_seconds_bucket{le="0.001"} 1"#,
+        r#"kernmeter_drain_duration_seconds_bucket{le="+Inf"} 1"#,
+        "# UNIT kernmeter_interval_seconds seconds",
+        "kernmeter_interval_seconds 15.0",
+        r#"kernmeter_interval_state{state="normal"} 1"#,
+        r#"kernmeter_interval_state{state="relaxed"} 0"#,
+        r#"kernmeter_interval_state{state="stressed"} 0"#,
+        "kernmeter_host_cpu_utilization_ratio 0.5",
+        "kernmeter_host_memory_available_ratio 0.75",
+        r#"kernmeter_host_pressure_ratio{resource="cpu"} 0.25"#,
+        "kernmeter_snapshot_age_seconds 2.5",
+        r#"kernmeter_series{tenant_id="acme"} 40"#,
+        "kernmeter_series_limited_total 3",
+        r#"kernmeter_tenant_rule_refusals_total{reason="reserved"} 1"#,
+        r#"kernmeter_config_reloads_total{result="success"} 1"#,
+        r#"kernmeter_config_reloads_total{result="failure"} 0"#,
+        r#"kernmeter_scrapes_total{format="text-0.0.4",code="200"} 2"#,
+        r#"kernmeter_scrapes_total{format="none",code="405"} 1"#,
+        "# TYPE process_cpu_seconds counter",
+        "process_cpu_seconds_total 1.25",
+        "# TYPE process_resident_memory_bytes gauge",
+        "process_virtual_memory_bytes 0",
+        "process_open_fds 0",
+        "process_max_fds 1024",
+        "process_start_time_seconds 0.0",
+        "process_threads 2",
+    ] {
+        has(&text, line);
+    }
+    assert_eq!(text.matches("# EOF").count(), 1);
+    assert!(text.ends_with("\n# EOF\n"));
+    assert!(!text.contains(".."), "a full stop too many");
+}
+
+#[test]
+fn text_004_differs_where_it_must() {
+    let text = body(&filled(), Format::Text004);
+    for line in [
+        "# HELP kernmeter_build_info Version and source revision of the agent.",
+        "# TYPE kernmeter_build_info gauge",
+        "# TYPE kernmeter_events_lost_total counter",
+        r#"kernmeter_events_lost_total{stage="drain",reason="stale"} 0"#,
+        "# TYPE process_cpu_seconds_total counter",
+        "# HELP process_cpu_seconds_total Total user and system CPU time spent.",
+        "# TYPE kernmeter_drain_duration_seconds histogram",
+        "kernmeter_snapshot_age_seconds 2.5",
+    ] {
+        has(&text, line);
+    }
+    assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
+    // Samples are the same in both formats.
+    let samples =
+        |text: &str| text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(samples(&text), samples(&body(&filled(), Format::OpenMetrics100)));
+}
+
+#[test]
+fn every_family_has_help_and_type_before_its_samples_and_once() {
+    for format in Format::ALL {
+        let text = body(&filled(), format);
+        let names = |prefix: &str| -> Vec<String> {
+            text.lines()
+                .filter_map(|l| l.strip_prefix(prefix))
+                .map(|l| l.split(' ').next().unwrap().to_owned())
+                .collect()
+        };
+        let (help, kinds) = (names("# HELP "), names("# TYPE "));
+        assert_eq!(help, kinds);
+        let mut unique = help.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), help.len());
+        // Build info, drain histogram and the tables.
+        assert_eq!(help.len(), 2 + 27);
+        for line in text.lines().filter(|l| l.starts_with("# HELP ")) {
+            assert!(line.ends_with('.') && line.split(' ').count() > 4, "{line}");
+        }
+    }
+}
+
+#[test]
+fn replaced_rows_are_gone() {
+    let own = filled();
+    own.set_probes(&[ProbeState { probe: "scheduler", detached: None }]);
+    own.set_series(std::iter::empty());
+    let text = body(&own, Format::Text004);
+    has(&text, r#"kernmeter_probe_attached{probe="scheduler",reason=""} 1"#);
+    assert_eq!(text.matches("kernmeter_probe_attached{").count(), 1);
+    assert!(!text.contains("kernmeter_series{") && !text.contains("# TYPE kernmeter_series gauge"));
+}
+
+#[test]
+fn equal_rows_never_reach_a_scrape_and_long_values_are_cut() {
+    let own = SelfMetrics::new("0", "");
+    let long = "é".repeat(4096);
+    own.set_probes(&[
+        ProbeState { probe: "x", detached: Some(&long) },
+        ProbeState { probe: "x", detached: Some(&long) },
+        ProbeState { probe: "y\0", detached: None },
+    ]);
+    let text = body(&own, Format::Text004);
+    assert_eq!(text.matches("kernmeter_probe_attached{probe=\"x\"").count(), 1);
+    assert!(text.lines().all(|l| l.len() < 512) && !text.contains('\0'));
+}
+
+#[test]
+fn what_is_no_number_has_no_sample() {
+    let own = filled();
+    own.set_accounting_error(f64::NAN);
+    own.set_process(&ProcessStats { max_fds: None, ..ProcessStats::default() });
+    let text = body(&own, Format::Text004);
+    assert!(!text.contains("kernmeter_accounting_error_ratio") && !text.contains("process_max_fds"));
+}
+
+#[test]
+fn no_age_before_the_first_snapshot_and_none_negative() {
+    let own = SelfMetrics::new("0", "");
+    let text = |taken, now| {
+        let mut out = BytesMut::new();
+        own.encode(Format::Text004, taken, now, &mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    };
+    assert!(!text(0, 5).contains("kernmeter_snapshot_age_seconds"));
+    has(&text(9, 5), "kernmeter_snapshot_age_seconds 0.0");
+}
+
+#[test]
+fn clones_share_values_across_threads() {
+    let own = SelfMetrics::new("0", "");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let own = own.clone();
+            scope.spawn(move || (0..100).for_each(|_| own.count_scrape(Some(Format::OpenMetrics100), 200)));
+        }
+    });
+    let text = body(&own, Format::Text004);
+    has(&text, r#"kernmeter_scrapes_total{format="openmetrics-1.0.0",code="200"} 400"#);
+}
+
+/// `KERNMETER_WRITE_BODIES=dir cargo test ... -- --ignored write_bodies`, then promtool or another parser on the files.
+#[test]
+#[ignore = "writes files for outside checkers"]
+fn write_bodies() {
+    let dir = std::env::var("KERNMETER_WRITE_BODIES").expect("set KERNMETER_WRITE_BODIES to a directory");
+    for format in Format::ALL {
+        std::fs::write(format!("{dir}/{}", format.name()), body(&filled(), format)).unwrap();
+    }
+}
