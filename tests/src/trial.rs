@@ -35,7 +35,7 @@ pub fn trial(name: &str, test: fn() -> Outcome) -> Trial {
                 println!("SKIP {title}: {reason}");
                 Ok(Completion::ignored_with(reason))
             }
-            None => Err(format!("{e:?}").into()),
+            None => Err(format!("{e:#}").into()),
         },
     })
 }

@@ -12,8 +12,6 @@ trials![
     exact_for_500_short_lived_cgroups,
     exact_sum_for_a_task_that_moves,
     sums_over_tenants_are_the_kernel_totals,
-    exact_with_every_slot_taken,
-    exact_with_every_row_taken,
 ];
 
 const GETPPID: u64 = 1_000_000;
@@ -203,57 +201,5 @@ fn sums_over_tenants_are_the_kernel_totals() -> Outcome {
             total.attributed
         );
     }
-    Ok(())
-}
-
-fn exact_with_every_slot_taken() -> Outcome {
-    let hierarchy = Hierarchy::new()?;
-    let agent = Agent::start(&Settings::new(&hierarchy).section("kernel: {slots: 16}"))?;
-    let early = agent.scrape()?;
-    ensure!(
-        early.count(LOST, &[("reason", "slot_exhausted")]) == 0 || early.samples.len() > 1,
-        "empty scrape"
-    );
-    let cgroups: Vec<_> = (0..40).map(|n| hierarchy.tenant(format!("t{n}"))).collect::<Result<_, _>>()?;
-    for cgroup in &cgroups {
-        let (workload, _) = Workload::run(cgroup, &["syscalls", "--getppid", "1000"])?;
-        workload.finish()?;
-    }
-    let in_tenants = |s: &Scrape| (0..40).map(|n| calls(s, &format!("t{n}"), "getppid")).sum::<u64>();
-    let overflow = |s: &Scrape| calls(s, "_overflow", "getppid");
-    let scrape = agent.settle(40_000, |s| in_tenants(s) + overflow(s))?;
-    for n in 0..40 {
-        let seen = calls(&scrape, &format!("t{n}"), "getppid");
-        ensure!(seen == 0 || seen == 1000, "t{n} has {seen} calls: neither its own nor none");
-    }
-    ensure!(overflow(&scrape) >= 24_000, "16 slots cannot hold 40 cgroups");
-    let lost = scrape.count(LOST, &[("reason", "slot_exhausted")]);
-    ensure!(lost >= 24, "{lost} refused slots are counted");
-    agent.stop_conserved()?;
-    Ok(())
-}
-
-fn exact_with_every_row_taken() -> Outcome {
-    let hierarchy = Hierarchy::new()?;
-    let settings = Settings::new(&hierarchy).section("kernel: {syscall_rows: 64, errno_rows: 64}");
-    let agent = Agent::start(&settings)?;
-    let mut floods = Vec::new();
-    for n in 0..8 {
-        let mut workload = Workload::spawn(&hierarchy.tenant(format!("wide{n}"))?, &["flood"])?;
-        workload.go()?;
-        floods.push(workload);
-    }
-    std::thread::sleep(std::time::Duration::from_millis(600));
-    for flood in floods {
-        flood.kill()?;
-    }
-    let tenant = hierarchy.tenant("late")?;
-    let (workload, _) = Workload::run(&tenant, &["syscalls", "--getppid", "1000"])?;
-    workload.finish()?;
-    let scrape = agent.fresh()?;
-    let late: u64 = scrape.count(SYSCALLS, &[("tenant_id", "late")]);
-    ensure!(late >= 1000, "{late} calls of the tenant that found no row");
-    ensure!(scrape.count(LOST, &[("reason", "syscall_row_exhausted")]) > 0, "exhausted rows are not counted");
-    agent.stop_conserved()?;
     Ok(())
 }

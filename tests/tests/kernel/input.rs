@@ -207,7 +207,7 @@ fn not_root() -> Outcome {
 
 fn a_budget_too_small() -> Outcome {
     let dir = TempDir::new()?;
-    let file = dir.write("small.yml", "kernel: {memory_budget: 64KiB}\n")?;
+    let file = dir.write("small.yml", "kernel: {memory_budget: 4MiB, slots: 60000}\n")?;
     let before = bpf_objects()?;
     let refusal = refuse(&mut run(&file))?;
     let code = refusal.code;

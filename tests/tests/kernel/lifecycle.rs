@@ -170,8 +170,8 @@ fn two_agents_at_once() -> Outcome {
     match Agent::start(&Settings::new(&hierarchy)) {
         Err(e) => println!("the second agent refuses: {e:#}"),
         Ok(second) => {
-            let (workload, _) =
-                Workload::run(&hierarchy.tenant("both")?, &["syscalls", "--getppid", "100000"])?;
+            let tenant = hierarchy.tenant("both")?;
+            let (workload, _) = Workload::run(&tenant, &["syscalls", "--getppid", "100000"])?;
             workload.finish()?;
             first.settle(100_000, |s| calls(s, "both", "getppid"))?;
             second.settle(100_000, |s| calls(s, "both", "getppid"))?;

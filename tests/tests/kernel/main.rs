@@ -12,6 +12,7 @@ mod input;
 mod interval;
 mod latency;
 mod lifecycle;
+mod limits;
 mod processes;
 mod prometheus;
 mod time;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         interval::trials(),
         lifecycle::trials(),
         flood::trials(),
+        limits::trials(),
         hostile::trials(),
         http::trials(),
         input::trials(),

@@ -84,8 +84,8 @@ fn promtool_has_nothing_to_complain_of() -> Outcome {
     tool("promtool")?;
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&Settings::new(&hierarchy))?;
-    let (workload, _) =
-        Workload::run(&hierarchy.tenant("lint")?, &["syscalls", "--getppid", "10", "--openat-fail", "10"])?;
+    let tenant = hierarchy.tenant("lint")?;
+    let (workload, _) = Workload::run(&tenant, &["syscalls", "--getppid", "10", "--openat-fail", "10"])?;
     workload.finish()?;
     agent.settle(10, |s| calls(s, "lint", "getppid"))?;
     promtool(&agent.text(TEXT)?)?;
@@ -96,8 +96,8 @@ fn promtool_has_nothing_to_complain_of() -> Outcome {
 fn python_parses_open_metrics() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&Settings::new(&hierarchy))?;
-    let (workload, _) =
-        Workload::run(&hierarchy.tenant("parsed")?, &["syscalls", "--getppid", "10", "--openat-fail", "10"])?;
+    let tenant = hierarchy.tenant("parsed")?;
+    let (workload, _) = Workload::run(&tenant, &["syscalls", "--getppid", "10", "--openat-fail", "10"])?;
     workload.finish()?;
     agent.settle(10, |s| calls(s, "parsed", "getppid"))?;
     let text = agent.text(OPEN_METRICS)?;

@@ -91,15 +91,16 @@ fn reap(pid: libc::pid_t) -> Result<()> {
     Ok(())
 }
 
-/// `--root DIR --count N --calls N [--prefix NAME]`: N cgroups one after the other, each with one process that makes so
+/// `--root DIR --count N --calls N [--prefix NAME] [--suffix NAME]`: N cgroups one after the other, each with one process that makes so
 /// many `getppid` and ends, whereupon the cgroup is removed. Says how long the longest of them lived.
 pub fn swarm(args: &Args) -> Result<()> {
     let root = Path::new(args.text("root").context("--root")?);
     let prefix = args.text("prefix").unwrap_or("swarm");
+    let suffix = args.text("suffix").unwrap_or_default();
     let (count, times) = (args.number("count", 1)?, args.number("calls", 1)?);
     let mut longest = Duration::ZERO;
     for n in 0..count {
-        let dir = root.join(format!("{prefix}-{n}"));
+        let dir = root.join(format!("{prefix}-{n}{suffix}"));
         let begin = Instant::now();
         fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
         let outcome = File::open(&dir).map_err(Into::into).and_then(|d| one(&d, times));
