@@ -96,7 +96,8 @@ impl Attribution {
     /// For `slots` slots. The overflow slot is bound to its reserved tenant; the host slot waits for the rules.
     pub fn new(slots: u32, registry: &mut Registry, identify: &dyn Identify) -> Attribution {
         let free = || Slot { binding: Binding::Free, path: None, cgroup_id: 0 };
-        let mut attribution = Attribution { slots: (0..slots).map(|_| free()).collect(), orphans: Vec::new() };
+        let mut attribution =
+            Attribution { slots: (0..slots).map(|_| free()).collect(), orphans: Vec::new() };
         let overflow = acquire(registry, &Workload::of_tenant(OVERFLOW));
         attribution.slots[SLOT_OVERFLOW as usize].binding = Binding::Bound(overflow);
         let host = acquire(registry, &identify.identify(b"/"));
@@ -114,7 +115,9 @@ impl Attribution {
             slot.cgroup_id = birth.cgroup_id;
             slot.binding = match &path {
                 Some(path) => Binding::Bound(acquire(registry, &identify.identify(path))),
-                None => Binding::Pending(Box::new(Pending { since_ns: batch.taken_ns, ..Pending::default() })),
+                None => {
+                    Binding::Pending(Box::new(Pending { since_ns: batch.taken_ns, ..Pending::default() }))
+                }
             };
             slot.path = path;
         }
@@ -139,7 +142,9 @@ impl Attribution {
         }
         for delta in &batch.errors {
             match &mut self.slots[delta.slot as usize].binding {
-                Binding::Bound(target) => add_errno(registry, *target, delta.syscall, delta.errno, delta.count),
+                Binding::Bound(target) => {
+                    add_errno(registry, *target, delta.syscall, delta.errno, delta.count)
+                }
                 Binding::Pending(pending) => {
                     *pending.errors.entry((delta.syscall, delta.errno)).or_default() += delta.count;
                 }
@@ -219,7 +224,11 @@ impl Attribution {
 
     /// cgroup id of each slot that is bound or waits.
     pub fn cgroups(&self) -> impl Iterator<Item = (u32, u64)> {
-        self.slots.iter().enumerate().filter(|(_, slot)| slot.cgroup_id != 0).map(|(i, slot)| (i as u32, slot.cgroup_id))
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.cgroup_id != 0)
+            .map(|(i, slot)| (i as u32, slot.cgroup_id))
     }
 
     /// Compares every conserved quantity with the kernel's independent totals.
@@ -450,7 +459,10 @@ mod tests {
     fn calls(registry: &Registry) -> Vec<(String, u64)> {
         let mut found = Vec::new();
         registry.visit(&syscalls::CALLS, |labels, value, _| {
-            found.push((String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(), value));
+            found.push((
+                String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(),
+                value,
+            ));
         });
         found
     }
@@ -505,8 +517,11 @@ mod tests {
 
     #[test]
     fn balances_tell_how_far_off() {
-        let balance = |before, after, attributed| {
-            Balance { total: Total::Exec, kernel_before: before, kernel_after: after, attributed }
+        let balance = |before, after, attributed| Balance {
+            total: Total::Exec,
+            kernel_before: before,
+            kernel_after: after,
+            attributed,
         };
         for (balance, expected) in [
             (balance(100, 110, 105), 0.0),

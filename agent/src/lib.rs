@@ -4,13 +4,29 @@
 pub mod adapt;
 pub mod attribute;
 pub mod btf;
+pub mod cli;
 pub mod config;
+pub mod docs;
+pub mod doctor;
 pub mod drain;
+pub mod engine;
+pub mod escape;
 pub mod exposition;
 pub mod family;
 pub mod identity;
+pub mod lifecycle;
+pub mod log;
 pub mod names;
 pub mod probes;
 pub mod registry;
+pub mod run;
 pub mod selfmetrics;
 pub mod serve;
+pub mod table;
+
+/// Calls `with` with the names a configuration may refer to in this build.
+pub fn known<T>(with: impl FnOnce(&config::Known<'_>) -> T) -> T {
+    let families: Vec<&str> = probes::families().map(|family| family.name).collect();
+    let probes: Vec<&str> = probes::ALL.iter().map(|probe| probe.name).collect();
+    with(&config::Known { families: &families, probes: &probes })
+}

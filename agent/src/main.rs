@@ -1,2 +1,7 @@
-//! The `kernmeter` binary: command line in, exit code out.
-fn main() {}
+//! The `kernmeter` binary: command line in, exit code out. Knows no details of any command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kernmeter::cli::main()
+}

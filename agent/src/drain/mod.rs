@@ -251,7 +251,7 @@ impl Drain {
     /// # Errors
     /// The kernel refused access to a map.
     pub fn is_pressed(&self) -> Result<bool, DrainError> {
-        let made = self.read_totals()?[Total::CgroupMkdir as usize] - self.made_at_last_pass;
+        let made = self.totals()?[Total::CgroupMkdir as usize] - self.made_at_last_pass;
         let counts = self.slot_counts();
         let free = u64::from(counts.free);
         Ok(made > free / 2 || (counts.dead > 0 && free < u64::from(self.plan.slots) / 4))
@@ -267,7 +267,7 @@ impl Drain {
         batch.taken_ns = now_ns;
         // Before the flush: its interrupts make sure that whatever these totals hold has reached its row, but for system
         // calls in the middle of their hook, at most one a CPU.
-        batch.totals_before = self.read_totals()?;
+        batch.totals_before = self.totals()?;
         kernel.flush();
         self.made_at_last_pass = batch.totals_before[Total::CgroupMkdir as usize];
         let regions = [
@@ -289,12 +289,16 @@ impl Drain {
         }
         shadow.syscalls(plan, sys_rows, batch);
         shadow.errors(plan, err_rows, batch);
-        batch.totals_after = self.read_totals()?;
+        batch.totals_after = self.totals()?;
         batch.losses = sum(&self.losses.get(&0, 0).map_err(map_error("LOSSES"))?);
         self.recycle(batch)
     }
 
-    fn read_totals(&self) -> Result<[u64; TOTALS], DrainError> {
+    /// The independent totals now, summed over CPUs.
+    ///
+    /// # Errors
+    /// The kernel refused access to a map.
+    pub fn totals(&self) -> Result<[u64; TOTALS], DrainError> {
         Ok(sum(&self.totals.get(&0, 0).map_err(map_error("TOTALS"))?))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A body is [`encode_snapshot`], whatever else has families of other names, then [`finish`].
 
-pub mod escape;
+pub use crate::escape;
 mod negotiate;
 mod text;
 

@@ -240,6 +240,23 @@ impl Kernel {
     }
 }
 
+/// Possible CPUs, as one more than the highest number: numbers may have gaps.
+pub fn possible_cpus() -> u32 {
+    let highest = aya::util::online_cpus().ok().into_iter().chain(possible()).flatten().max();
+    highest.map_or(1, |highest| highest + 1)
+}
+
+fn possible() -> Option<Vec<u32>> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").ok()?;
+    Some(text.trim().split([',', '-']).filter_map(|n| n.parse().ok()).collect())
+}
+
+/// The kernel's lockdown mode: `none`, `integrity` or `confidentiality`; `none` where the kernel has no such thing.
+pub fn lockdown() -> String {
+    let text = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    text.split(['[', ']']).nth(1).unwrap_or("none").to_owned()
+}
+
 fn data_of(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data)

@@ -6,7 +6,7 @@ use agent_ebpf::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
 
 use super::snapshot::{FamilyLayout, Layout, SeriesLayout, Snapshot};
 use crate::{
-    exposition::escape::escape_label_value,
+    escape::escape_label_value,
     family::{Detail, Family, HISTOGRAM_VALUES, Kind, LE, WORKLOAD_LABELS},
 };
 

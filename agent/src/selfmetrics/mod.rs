@@ -113,6 +113,8 @@ tables! {
         "Events that could not be accounted in full, by the stage that lost them and why.";
     kernel_events: Counter "kernmeter_kernel_events" [""] ["event"]
         "Events seen in the kernel, counted there independently of tenants.";
+    kernel_seconds: Counter "kernmeter_kernel" ["seconds"] ["kind"]
+        "Time seen in the kernel, counted there independently of tenants.";
     accounting_error: Gauge "kernmeter_accounting_error" ["ratio"] []
         "Largest relative difference between the sum over tenants and the independent kernel totals.";
     map_entries: Gauge "kernmeter_map_entries" [""] ["map"] "Entries in use in the kernel map.";
@@ -198,6 +200,11 @@ impl SelfMetrics {
         self.tables().kernel_events.replace(rows.iter().map(|(event, n)| ([*event], (*n).into())));
     }
 
+    /// The independent kernel totals of time as `(kind, seconds)`, all of them, never falling.
+    pub fn set_kernel_seconds(&self, rows: &[(&str, f64)]) {
+        self.tables().kernel_seconds.replace(rows.iter().map(|(kind, n)| ([*kind], Value::Float(*n))));
+    }
+
     /// The largest relative difference between tenants' sums and kernel totals; 0 is right.
     pub fn set_accounting_error(&self, ratio: f64) {
         self.tables().accounting_error.set(ratio);
@@ -271,6 +278,25 @@ impl SelfMetrics {
     pub fn count_scrape(&self, format: Option<Format>, code: u16) {
         let code = code.to_string();
         self.tables().scrapes.add([format.map_or("none", Format::name), &code], 1);
+    }
+
+    /// Gives every family a sample: one without samples is not written, and so would not be documented.
+    pub fn fill_for_docs(&self) {
+        self.set_probes(&[ProbeState { probe: "", detached: None }]);
+        self.set_events_lost(&[("", "", 0)]);
+        self.set_kernel_events(&[("", 0)]);
+        self.set_kernel_seconds(&[("", 0.0)]);
+        self.set_accounting_error(0.0);
+        self.set_maps(&[MapUsage { map: "", entries: 0, capacity: 0, memory_bytes: 0 }]);
+        self.set_slots(0, 0, 0);
+        self.set_pending_workloads(0);
+        self.set_interval(Duration::ZERO, IntervalState::Normal);
+        self.set_host(&HostReadings { cpu_utilization: 0.0, memory_available: 0.0, pressure: &[("", 0.0)] });
+        self.set_series([("", 0)]);
+        self.set_series_limited(0);
+        self.set_tenant_rule_refusals(&[("", 0)]);
+        self.count_scrape(None, 200);
+        self.set_process(&ProcessStats { max_fds: Some(0), ..ProcessStats::default() });
     }
 
     /// The agent's own resource use.

@@ -8,7 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
-use crate::exposition::escape::escape_help;
+use crate::escape::escape_help;
 
 /// Label values longer than this (bytes) are cut: reasons carry error text from elsewhere.
 const MAX_LABEL_BYTES: usize = 256;

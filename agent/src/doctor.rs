@@ -1,0 +1,279 @@
+//! In: this host, read only; out: what can run here, what cannot, why, and what to do. Loads nothing, changes nothing.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::{
+    btf::Btf,
+    engine::BTF_PATH,
+    identity::tree::{Hierarchy, Mode},
+    probes::{
+        self,
+        load::{lockdown, possible_cpus},
+        offsets,
+        size::{Plan, Wishes},
+    },
+};
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Fine.
+    Ok,
+    /// The agent runs, with something missing.
+    Warn,
+    /// The agent cannot run.
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What.
+    pub name: String,
+    /// How it went.
+    pub outcome: Outcome,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; empty if nothing.
+    pub remedy: String,
+}
+
+/// Everything looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The checks, in order.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Whether the agent would meter here.
+    pub fn can_meter(&self) -> bool {
+        self.checks.iter().all(|check| check.outcome != Outcome::Fail)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+        for check in &self.checks {
+            let outcome = match check.outcome {
+                Outcome::Ok => "ok  ",
+                Outcome::Warn => "warn",
+                Outcome::Fail => "FAIL",
+            };
+            writeln!(f, "{outcome}  {:width$}  {}", check.name, check.found)?;
+            if !check.remedy.is_empty() {
+                writeln!(f, "      {:width$}  -> {}", "", check.remedy)?;
+            }
+        }
+        let verdict = if self.can_meter() {
+            "this host can be metered"
+        } else {
+            "this host cannot be metered as it is"
+        };
+        writeln!(f, "\n{verdict}")
+    }
+}
+
+/// Looks at everything the agent needs.
+pub fn examine() -> Report {
+    let btf = read_btf();
+    let mut checks = vec![kernel(), privileges(), locked_down(), btf_check(&btf), cgroups()];
+    checks.extend(probe_checks(btf.as_ref().ok()));
+    checks.push(memory());
+    checks.push(statistics());
+    Report { checks }
+}
+
+fn check(name: &str, outcome: Outcome, found: impl Into<String>, remedy: &str) -> Check {
+    Check { name: name.to_owned(), outcome, found: found.into(), remedy: remedy.to_owned() }
+}
+
+fn kernel() -> Check {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        // A number is only a hint: the programs themselves decide. It is told for the remedy.
+        (Some(major), Some(minor)) if (major, minor) < (5, 11) => check(
+            "kernel",
+            Outcome::Warn,
+            format!("Linux {release}"),
+            "task storage for tracing programs came with Linux 5.11; upgrade the kernel if programs are refused",
+        ),
+        _ => check("kernel", Outcome::Ok, format!("Linux {release}"), ""),
+    }
+}
+
+/// Bits of `CapEff`, of `include/uapi/linux/capability.h`.
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+fn privileges() -> Check {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    if has(CAP_SYS_ADMIN) {
+        return check("privileges", Outcome::Ok, "CAP_SYS_ADMIN (more than needed)", "");
+    }
+    let missing: Vec<_> = [("CAP_BPF", CAP_BPF), ("CAP_PERFMON", CAP_PERFMON)]
+        .iter()
+        .filter(|(_, bit)| !has(*bit))
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        check("privileges", Outcome::Ok, "CAP_BPF, CAP_PERFMON", "")
+    } else {
+        check(
+            "privileges",
+            Outcome::Fail,
+            format!("missing {}", missing.join(", ")),
+            "run as root, or give the process CAP_BPF and CAP_PERFMON",
+        )
+    }
+}
+
+fn locked_down() -> Check {
+    match lockdown().as_str() {
+        "confidentiality" => check(
+            "lockdown",
+            Outcome::Warn,
+            "confidentiality: programs cannot read names of cgroups",
+            "names are learnt from /sys instead, late; boot with lockdown=integrity to have them at once",
+        ),
+        mode => check("lockdown", Outcome::Ok, mode, ""),
+    }
+}
+
+fn read_btf() -> Result<Btf, String> {
+    let data = std::fs::read(BTF_PATH).map_err(|error| error.to_string())?;
+    Btf::parse(data).map_err(|error| error.to_string())
+}
+
+fn btf_check(btf: &Result<Btf, String>) -> Check {
+    match btf {
+        Ok(btf) => match offsets::resolve(btf) {
+            Ok(constants) => check(
+                "kernel types",
+                Outcome::Ok,
+                format!("{BTF_PATH}, {} constants found", constants.values.len()),
+                "",
+            ),
+            Err(error) => check(
+                "kernel types",
+                Outcome::Fail,
+                error.to_string(),
+                "this kernel is not supported yet: report it",
+            ),
+        },
+        Err(error) => check(
+            "kernel types",
+            Outcome::Fail,
+            format!("cannot read `{BTF_PATH}`: {error}"),
+            "use a kernel with CONFIG_DEBUG_INFO_BTF=y and let the agent read /sys/kernel/btf",
+        ),
+    }
+}
+
+fn cgroups() -> Check {
+    match Hierarchy::find() {
+        Ok(found) => {
+            let mode = match found.mode {
+                Mode::Unified => "v2",
+                Mode::Hybrid => "v2 beside v1 controllers (hybrid)",
+            };
+            let at = found.mount.display();
+            if found.is_whole() {
+                check("cgroups", Outcome::Ok, format!("{mode}, at {at}"), "")
+            } else {
+                check(
+                    "cgroups",
+                    Outcome::Warn,
+                    format!("{mode}, at {at}, but only a part of the hierarchy is mounted there"),
+                    "mount the host's /sys/fs/cgroup into the agent's container",
+                )
+            }
+        }
+        Err(error) => check("cgroups", Outcome::Fail, error.to_string(), ""),
+    }
+}
+
+fn probe_checks(btf: Option<&Btf>) -> Vec<Check> {
+    let Some(btf) = btf else { return Vec::new() };
+    let one = |probe: &&'static probes::Probe| {
+        let missing: Vec<_> = probe
+            .hooks
+            .iter()
+            .filter(|hook| !matches!(btf.tracepoint_args(hook.tracepoint), Ok(Some(_))))
+            .collect();
+        let names = |hooks: &[&probes::Hook]| {
+            hooks.iter().map(|hook| format!("`{}`", hook.tracepoint)).collect::<Vec<_>>().join(", ")
+        };
+        let name = format!("probe {}", probe.name);
+        let remedy = "the kernel lacks these tracepoints: is it built with CONFIG_TRACEPOINTS and CONFIG_FTRACE_SYSCALLS?";
+        if missing.is_empty() {
+            check(&name, Outcome::Ok, format!("{} hooks found; {}", probe.hooks.len(), probe.summary), "")
+        } else if missing.iter().all(|hook| hook.optional) {
+            check(&name, Outcome::Warn, format!("without {}", names(&missing)), remedy)
+        } else {
+            check(&name, Outcome::Warn, format!("cannot attach: no {}", names(&missing)), remedy)
+        }
+    };
+    probes::ALL.iter().rev().map(one).collect()
+}
+
+fn memory() -> Check {
+    let cpus = possible_cpus();
+    let budget = crate::config::Config::default().kernel.memory_budget;
+    match Plan::new(cpus, &Wishes { budget, ..Wishes::default() }) {
+        Ok(plan) => check(
+            "kernel memory",
+            Outcome::Ok,
+            format!(
+                "about {} MiB for {} slots and {} syscall rows on {cpus} possible CPUs, with the default budget",
+                plan.bytes().div_ceil(1 << 20),
+                plan.slots,
+                plan.syscall_rows
+            ),
+            "",
+        ),
+        Err(error) => check("kernel memory", Outcome::Fail, error.to_string(), ""),
+    }
+}
+
+fn statistics() -> Check {
+    match std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").as_deref().map(str::trim) {
+        Ok("1") => check(
+            "program statistics",
+            Outcome::Warn,
+            "kernel.bpf_stats_enabled is 1",
+            "it adds about 40 ns to each program run; set it to 0 unless you are measuring",
+        ),
+        _ => check("program statistics", Outcome::Ok, "off", ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_has_a_remedy_and_one_line() {
+        let report = examine();
+        for check in &report.checks {
+            assert!(!check.found.contains('\n'), "{check:?}");
+            // Errors of other rooms carry their own remedy.
+            let own = check.found.contains(';') || check.found.contains(':') || !check.remedy.is_empty();
+            assert!(check.outcome == Outcome::Ok || own, "{check:?}");
+        }
+        assert!(report.to_string().ends_with("it is\n") || report.can_meter());
+    }
+}

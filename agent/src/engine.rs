@@ -1,0 +1,393 @@
+//! Wires kernel, drain, identity, attribution and registry: configuration in, snapshots and balances out. Serves nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
+
+use crate::{
+    attribute::{Attribution, Balance, Identify},
+    btf::{Btf, BtfError},
+    config::{Auto, Config},
+    drain::{Batch, Drain, DrainError, ReadMode, SlotCounts},
+    identity::{
+        CgroupFacts, Rules, Users, Workload, describe,
+        rules::RuleError,
+        tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk},
+    },
+    lifecycle::monotonic_ns,
+    probes::{
+        self,
+        load::{HookStatus, Kernel, LoadError, lockdown, possible_cpus},
+        offsets,
+        size::{Plan, TooSmall, Wishes},
+    },
+    registry::{Limits, Registry, Snapshot},
+};
+
+/// The running kernel's type information.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+/// How long counts wait for an identity before they go to `_unknown`.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the cgroup tree is compared with the slots.
+const RECONCILE: Duration = Duration::from_secs(60);
+/// After detaching, programs that were running finish; totals that no longer move for this long are final.
+const SETTLE: Duration = Duration::from_millis(5);
+/// Looks at unmoving totals at most.
+const SETTLE_LOOKS: u32 = 40;
+
+/// Why the agent cannot meter.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No cgroup hierarchy to tell workloads apart by.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// No type information.
+    #[error(
+        "cannot read `{BTF_PATH}`: {0}; kernmeter needs a kernel with CONFIG_DEBUG_INFO_BTF=y (most distributions have \
+         it) and read access to /sys"
+    )]
+    NoBtf(std::io::Error),
+    /// Unusable type information.
+    #[error("{0}; this kernel is not supported: see `kernmeter doctor`")]
+    Btf(#[from] BtfError),
+    /// The budget is too small.
+    #[error(transparent)]
+    Budget(#[from] TooSmall),
+    /// Maps or programs were refused.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Maps cannot be used.
+    #[error(transparent)]
+    Drain(#[from] DrainError),
+    /// Tenant rules do not compile.
+    #[error(transparent)]
+    Rules(#[from] RuleError),
+    /// A probe the configuration requires is not attached.
+    #[error(
+        "required probe `{0}` cannot attach: {1}; remove it from `kernel.required_probes` or see `kernmeter doctor`"
+    )]
+    Required(String, String),
+    /// Nothing attached at all.
+    #[error("no probe could attach: {0}; see `kernmeter doctor`")]
+    Blind(String),
+}
+
+/// Rules and user names, as of the last load.
+pub struct Identifier {
+    rules: Rules,
+    users: Users,
+    refusals: std::cell::RefCell<BTreeMap<&'static str, u64>>,
+}
+
+impl Identifier {
+    /// Compiles the rules of a configuration and reads the user names.
+    ///
+    /// # Errors
+    /// A rule that makes no sense; a checked configuration has none.
+    pub fn new(config: &Config) -> Result<Identifier, RuleError> {
+        let users = Users::parse(&std::fs::read("/etc/passwd").unwrap_or_default());
+        Ok(Identifier { rules: Rules::compile(&config.tenants)?, users, refusals: Default::default() })
+    }
+}
+
+impl Identify for Identifier {
+    fn identify(&self, path: &[u8]) -> Workload {
+        let facts = CgroupFacts::recognise(path);
+        let verdict = self.rules.evaluate(&facts, &self.users);
+        for refusal in &verdict.refusals {
+            *self.refusals.borrow_mut().entry(refusal.reason.as_str()).or_default() += 1;
+        }
+        describe(&facts, &verdict)
+    }
+}
+
+/// What a pass tells besides counts.
+#[derive(Debug)]
+pub struct Report {
+    /// Every conserved quantity.
+    pub balances: Vec<Balance>,
+    /// How long the pass took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// The largest deviation of an attributed sum from the kernel's own, relative.
+    pub fn error_ratio(&self, cpus: u32) -> f64 {
+        self.balances.iter().map(|balance| balance.error_ratio(u64::from(cpus))).fold(0.0, f64::max)
+    }
+}
+
+/// The metering side of the agent.
+pub struct Engine {
+    kernel: Kernel,
+    drain: Drain,
+    batch: Batch,
+    registry: Registry,
+    attribution: Attribution,
+    identifier: Identifier,
+    hierarchy: Hierarchy,
+    reconciled_ns: u64,
+    looked_up_ns: u64,
+    missing: HashSet<u32>,
+}
+
+impl Engine {
+    /// Loads and attaches everything the kernel accepts, gives each existing cgroup a slot, and reads the rows once.
+    ///
+    /// # Errors
+    /// Nothing can be metered, or a required probe cannot attach. Nothing stays behind in the kernel.
+    pub fn start(config: &Config) -> Result<Engine, StartError> {
+        let identifier = Identifier::new(config)?;
+        let hierarchy = Hierarchy::find()?;
+        let btf = Btf::parse(std::fs::read(BTF_PATH).map_err(StartError::NoBtf)?)?;
+        let mut constants = offsets::resolve(&btf)?;
+        drop(btf);
+        // Under lockdown=confidentiality the kernel lets no program read memory by address: names are learnt from /sys.
+        constants.values.push(("HAS_PROBE_READ", u32::from(lockdown() != "confidentiality")));
+        let fixed = |auto: Auto| match auto {
+            Auto::Auto => None,
+            Auto::Fixed(n) => Some(n),
+        };
+        let plan = Plan::new(
+            possible_cpus(),
+            &Wishes {
+                budget: config.kernel.memory_budget,
+                slots: fixed(config.kernel.slots),
+                syscall_rows: fixed(config.kernel.syscall_rows),
+                errno_rows: fixed(config.kernel.errno_rows),
+            },
+        )?;
+        let mut kernel = Kernel::load(plan, &constants)?;
+        let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, ReadMode::Auto)?;
+        let limits = Limits {
+            series_per_tenant: config.limits.series_per_tenant as usize,
+            tenants: config.limits.tenants as usize,
+            retention_ns: config.limits.retention.as_nanos() as u64,
+        };
+        let mut registry = Registry::new(probes::families(), |family| config.detail.of(family.name), limits);
+        let attribution = Attribution::new(plan.slots, &mut registry, &identifier);
+
+        // From here on no cgroup is born without a slot; the walk then gives the older ones theirs, before any event is
+        // counted.
+        for probe in probes::ALL {
+            if probe.name == probes::cgroup::PROBE.name {
+                kernel.attach(probe);
+                adopt(&hierarchy.walk(MOST_CGROUPS)?, &mut drain)?;
+            } else if probe.name == probes::syscalls::PROBE.name {
+                if let Err(reason) = kernel.adopt_tasks() {
+                    tracing::info!(
+                        reason,
+                        "tasks older than the agent are met when they next return from a system call"
+                    );
+                }
+                kernel.attach(probe);
+            } else {
+                kernel.attach(probe);
+            }
+        }
+        check_probes(kernel.hooks(), &config.kernel.required_probes)?;
+        let mut engine = Engine {
+            kernel,
+            drain,
+            batch: Batch::default(),
+            registry,
+            attribution,
+            identifier,
+            hierarchy,
+            reconciled_ns: 0,
+            looked_up_ns: 0,
+            missing: HashSet::new(),
+        };
+        engine.pass()?;
+        Ok(engine)
+    }
+
+    /// Drains the kernel, attributes what came, and looks after cgroups whose name or end was missed.
+    ///
+    /// # Errors
+    /// The kernel refused access to a map; the next pass sees the same counts.
+    pub fn pass(&mut self) -> Result<Report, DrainError> {
+        let begun = monotonic_ns();
+        self.drain.pass(&mut self.kernel, begun, &mut self.batch)?;
+        self.attribution.apply(&self.batch, &mut self.registry, &self.identifier);
+        self.look_up_names(begun);
+        self.attribution.give_up(begun, PATIENCE.as_nanos() as u64, &mut self.registry);
+        self.registry.expire(begun);
+        if begun.saturating_sub(self.reconciled_ns) >= RECONCILE.as_nanos() as u64 {
+            self.reconciled_ns = begun;
+            self.reconcile()?;
+        }
+        Ok(Report {
+            balances: self.attribution.balance(&self.batch, &self.registry),
+            took: Duration::from_nanos(monotonic_ns() - begun),
+        })
+    }
+
+    /// Whether slots may run out before the next pass is due.
+    pub fn is_pressed(&self) -> bool {
+        self.drain.is_pressed().unwrap_or(false)
+    }
+
+    /// Detaches every program, waits until the last has finished, and reads what is left: the totals are final and equal.
+    ///
+    /// # Errors
+    /// The kernel refused access to a map.
+    pub fn finish(&mut self) -> Result<Report, DrainError> {
+        // The last moments of running tasks are accounted while switches still are.
+        self.pass()?;
+        self.kernel.detach();
+        let mut last = self.drain.totals()?;
+        let mut quiet = 0;
+        for _ in 0..SETTLE_LOOKS {
+            std::thread::sleep(SETTLE);
+            let now = self.drain.totals()?;
+            quiet = if now == last { quiet + 1 } else { 0 };
+            last = now;
+            if quiet == 2 {
+                break;
+            }
+        }
+        let report = self.pass()?;
+        self.attribution.give_up(u64::MAX, 0, &mut self.registry);
+        Ok(Report { balances: self.attribution.balance(&self.batch, &self.registry), ..report })
+    }
+
+    /// Applies new rules and user names to what is counted from now on. Counts made until now are attributed by the old.
+    ///
+    /// # Errors
+    /// A rule that makes no sense, or the kernel refused access to a map. The old rules stay.
+    pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
+        let identifier = Identifier::new(config)?;
+        *identifier.refusals.borrow_mut() = self.identifier.refusals.borrow().clone();
+        self.pass()?;
+        self.identifier = identifier;
+        self.attribution.reassign(monotonic_ns(), &mut self.registry, &self.identifier);
+        Ok(())
+    }
+
+    /// An immutable copy of every series.
+    pub fn publish(&mut self) -> Snapshot {
+        self.registry.publish(self.batch.taken_ns)
+    }
+
+    /// The registry, for tables.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The last batch: totals and losses.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// The kernel side.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The kernel side, for taking over its log.
+    pub fn kernel_mut(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// Slots by state.
+    pub fn slot_counts(&self) -> SlotCounts {
+        self.drain.slot_counts()
+    }
+
+    /// Rows in use: syscall rows, errno rows.
+    pub fn rows_used(&self) -> (u32, u32) {
+        self.drain.rows_used()
+    }
+
+    /// Slots whose counts wait for an identity.
+    pub fn pending(&self) -> usize {
+        self.attribution.unresolved(0).len()
+    }
+
+    /// Times a rule's result was refused as a tenant name, by reason.
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.identifier.refusals.borrow().iter().map(|(reason, count)| (*reason, *count)).collect()
+    }
+
+    /// Finds the paths of cgroups whose name the kernel side could not tell (its parent had no slot, say).
+    fn look_up_names(&mut self, now_ns: u64) {
+        let wanted = self.attribution.unresolved(now_ns);
+        if wanted.is_empty() || now_ns.saturating_sub(self.looked_up_ns) < 1_000_000_000 {
+            return;
+        }
+        self.looked_up_ns = now_ns;
+        let wanted: HashSet<u64> = wanted.into_iter().map(|slot| slot.cgroup_id).collect();
+        let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return };
+        for entry in walk.entries.iter().filter(|entry| wanted.contains(&entry.id)) {
+            self.attribution.learn(entry.id, &entry.path, &mut self.registry, &self.identifier);
+        }
+    }
+
+    /// Gives slots to cgroups that found none, and buries slots whose cgroup went unseen: gone in two looks in a row.
+    fn reconcile(&mut self) -> Result<(), DrainError> {
+        let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return Ok(()) };
+        adopt(&walk, &mut self.drain)?;
+        if walk.truncated {
+            return Ok(());
+        }
+        let alive: HashSet<u64> = walk.entries.iter().map(|entry| entry.id).collect();
+        let missing: HashSet<u32> = self
+            .attribution
+            .cgroups()
+            .filter(|(_, cgroup)| !alive.contains(cgroup))
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in missing.intersection(&self.missing) {
+            self.drain.bury(*slot)?;
+        }
+        self.missing = missing;
+        Ok(())
+    }
+}
+
+/// The root of the hierarchy (its kernfs node is the first).
+const ROOT_CGROUP: u64 = 1;
+
+fn adopt(walk: &Walk, drain: &mut Drain) -> Result<(), DrainError> {
+    for entry in walk.entries.iter().filter(|entry| entry.id != ROOT_CGROUP) {
+        drain.adopt(entry.id, entry.parent_id, &entry.name)?;
+    }
+    if walk.truncated {
+        tracing::warn!(
+            limit = MOST_CGROUPS,
+            "more cgroups than are read at once: the rest is billed to the overflow slot"
+        );
+    }
+    Ok(())
+}
+
+/// A probe counts as attached when each of its hooks that it cannot do without is.
+pub fn probe_failure(hooks: &[HookStatus], probe: &str) -> Option<String> {
+    hooks
+        .iter()
+        .find(|status| status.probe.name == probe && !status.hook.optional && !status.reason.is_empty())
+        .map(|status| format!("`{}`: {}", status.hook.program, status.reason))
+}
+
+fn check_probes(hooks: &[HookStatus], required: &[String]) -> Result<(), StartError> {
+    for probe in required {
+        if let Some(reason) = probe_failure(hooks, probe) {
+            return Err(StartError::Required(probe.clone(), reason));
+        }
+    }
+    let failures: Vec<_> = probes::ALL.iter().filter_map(|probe| probe_failure(hooks, probe.name)).collect();
+    if failures.len() == probes::ALL.len() {
+        return Err(StartError::Blind(failures[0].clone()));
+    }
+    for status in hooks.iter().filter(|status| !status.reason.is_empty()) {
+        tracing::warn!(
+            probe = status.probe.name,
+            hook = status.hook.program,
+            reason = status.reason,
+            "a hook could not attach: what it counts is missing"
+        );
+    }
+    Ok(())
+}

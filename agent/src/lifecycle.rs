@@ -1,0 +1,126 @@
+//! In: signals and shutdown hooks; out: an orderly end, each hook within its deadline. Knows no metrics and no kernel.
+
+use std::{future::Future, pin::Pin, sync::OnceLock, time::Duration};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, timeout},
+};
+
+/// Nanoseconds of a clock that never steps, from a start a little before the first call; never 0.
+pub fn monotonic_ns() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1
+}
+
+type Work<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// What has to be done before the agent ends. Run in reverse order of registration: what was set up last, and so may
+/// depend on the rest, ends first.
+#[derive(Default)]
+pub struct ShutdownHooks<'a> {
+    hooks: Vec<(&'static str, Duration, Work<'a>)>,
+}
+
+impl<'a> ShutdownHooks<'a> {
+    /// Adds a hook. `work` is not polled before [`run`](Self::run).
+    pub fn register(&mut self, name: &'static str, deadline: Duration, work: impl Future<Output = ()> + 'a) {
+        self.hooks.push((name, deadline, Box::pin(work)));
+    }
+
+    /// Runs every hook, last registered first. A hook that misses its deadline is dropped, said so, and the next one runs.
+    /// Returns whether all were in time.
+    pub async fn run(self) -> bool {
+        let mut in_time = true;
+        for (name, deadline, work) in self.hooks.into_iter().rev() {
+            let begun = Instant::now();
+            if timeout(deadline, work).await.is_ok() {
+                tracing::debug!(hook = name, took = ?begun.elapsed(), "shutdown hook done");
+            } else {
+                in_time = false;
+                tracing::warn!(hook = name, ?deadline, "shutdown hook missed its deadline and was abandoned");
+            }
+        }
+        in_time
+    }
+}
+
+/// The signals the agent answers.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// End in order.
+    Stop,
+    /// Read the configuration again.
+    Reload,
+}
+
+impl Signals {
+    /// Listens for SIGTERM, SIGINT and SIGHUP.
+    ///
+    /// # Errors
+    /// The kernel refused a handler.
+    pub fn listen() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next request. Cancel-safe.
+    pub async fn next(&mut self) -> Request {
+        tokio::select! {
+            _ = self.terminate.recv() => Request::Stop,
+            _ = self.interrupt.recv() => Request::Stop,
+            _ = self.hangup.recv() => Request::Reload,
+        }
+    }
+
+    /// Completes at the next signal that asks to stop.
+    pub async fn stop(&mut self) {
+        while self.next().await != Request::Stop {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn hooks_run_in_reverse_and_within_their_deadlines() {
+        let ran = RefCell::new(Vec::new());
+        let mut hooks = ShutdownHooks::default();
+        let second = Duration::from_secs(60);
+        hooks.register("log", second, async { ran.borrow_mut().push("log") });
+        hooks.register("stuck", Duration::from_millis(10), async {
+            ran.borrow_mut().push("stuck");
+            std::future::pending::<()>().await;
+        });
+        hooks.register("server", second, async { ran.borrow_mut().push("server") });
+        assert!(!hooks.run().await);
+        assert_eq!(*ran.borrow(), ["server", "stuck", "log"]);
+    }
+
+    #[tokio::test]
+    async fn hooks_in_time() {
+        let mut hooks = ShutdownHooks::default();
+        hooks.register("one", Duration::from_secs(60), async {});
+        assert!(hooks.run().await);
+    }
+
+    #[test]
+    fn the_clock_moves_on() {
+        let first = monotonic_ns();
+        assert!(first > 0);
+        assert!(monotonic_ns() >= first);
+    }
+}

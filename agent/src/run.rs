@@ -1,0 +1,389 @@
+//! The agent's life: configuration in; metering and serving until a signal. Prints nothing but its log (and, if asked, a table).
+
+use std::{cell::RefCell, io::Write as _, path::PathBuf, pin::pin, rc::Rc, sync::Arc, time::Duration};
+
+use agent_ebpf::{Loss, Total};
+use aya_log::EbpfLogger;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::{
+    adapt::{Controller, Decision, Load, State},
+    config::{Config, ConfigError},
+    engine::{Engine, Report, StartError, probe_failure},
+    known,
+    lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns},
+    probes::{self, load::possible_cpus},
+    selfmetrics::{
+        HostReadings, IntervalState, MapUsage, ProbeState, SelfMetrics, process::read_process_stats,
+    },
+    serve::{AppState, Limits, ServeError, Server},
+    table,
+};
+
+/// The binary's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The source revision it was built from.
+pub const REVISION: &str = env!("KERNMETER_REVISION");
+
+/// How often the host's load is read.
+const LOAD_TICK: Duration = Duration::from_secs(1);
+/// How often the agent looks whether slots run out.
+const PRESSURE_TICK: Duration = Duration::from_millis(100);
+/// How long `--show` watches before it prints its table.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+/// A snapshot older than this many of the longest interval is a failure of the drain.
+const STALE_INTERVALS: u32 = 3;
+
+/// Why the agent ended with a failure.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The kernel side could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The server could not start.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Signals cannot be handled.
+    #[error("cannot handle signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT. `show` prints a first table to standard output.
+///
+/// # Errors
+/// The agent could not start. Nothing stays behind in the kernel.
+pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<(), RunError> {
+    // The cheap refusals first: nothing is loaded for a port that is taken.
+    let server = Server::bind(&config.web.listen_address.to_string())?
+        .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
+    let mut signals = Signals::listen().map_err(RunError::Signals)?;
+    let engine = Rc::new(RefCell::new(Engine::start(&config)?));
+    let own = SelfMetrics::new(VERSION, REVISION);
+    let max_age = config.drain.stressed.max(config.drain.normal) * STALE_INTERVALS;
+    let state = Arc::new(AppState::new(
+        own.clone(),
+        &config.web.telemetry_path,
+        VERSION,
+        max_age,
+        Box::new(monotonic_ns),
+    ));
+    let mut metering = Metering {
+        engine: Rc::clone(&engine),
+        own,
+        state: Arc::clone(&state),
+        controller: Controller::new(config.drain.clone()),
+        load: Load::new(),
+        cpus: possible_cpus(),
+        config,
+        file,
+        kernel_log: EbpfLogger::init(engine.borrow_mut().kernel_mut().ebpf_mut())
+            .map_err(|error| tracing::warn!(%error, "the kernel side's log cannot be read"))
+            .ok(),
+    };
+    metering.drain();
+    metering.tell_probes();
+
+    let address = server.local_addr();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::task::spawn(server.serve(Arc::clone(&state), async {
+        let _ = stopped.await;
+    }));
+    tracing::info!(
+        version = VERSION,
+        address = %address,
+        path = metering.config.web.telemetry_path,
+        probes = probes::ALL.len(),
+        "listening"
+    );
+    sd_ready();
+    {
+        let showing = first_look(
+            &engine,
+            show.then(|| format!("http://{address}{}", metering.config.web.telemetry_path)),
+        );
+        let metered = metering.until_stopped(&mut signals);
+        tokio::select! {
+            () = metered => {}
+            () = showing => {}
+        }
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping; a second signal ends at once");
+
+    let metering = RefCell::new(metering);
+    let mut hooks = ShutdownHooks::default();
+    hooks.register("log", Duration::from_millis(200), async {
+        tracing::info!("stopped");
+        let _ = std::io::stderr().flush();
+    });
+    // Programs go first, so that the last counts are final; then they are read and said.
+    hooks.register("kernel", Duration::from_secs(1), async {
+        metering.borrow_mut().finish();
+    });
+    hooks.register("server", Duration::from_millis(500), async move {
+        let _ = stop.send(());
+        let _ = serving.await;
+    });
+    tokio::select! {
+        _ = hooks.run() => Ok(()),
+        () = signals.stop() => {
+            tracing::warn!("second signal: ending at once");
+            std::process::exit(1)
+        }
+    }
+}
+
+struct Metering {
+    engine: Rc<RefCell<Engine>>,
+    own: SelfMetrics,
+    state: Arc<AppState>,
+    controller: Controller,
+    load: Load,
+    cpus: u32,
+    config: Config,
+    file: Option<PathBuf>,
+    /// The kernel side's rare messages.
+    kernel_log: Option<EbpfLogger<&'static dyn ::log::Log>>,
+}
+
+impl Metering {
+    /// Drains whenever it is due until a signal asks to stop.
+    async fn until_stopped(&mut self, signals: &mut Signals) {
+        let mut load_tick = interval(LOAD_TICK);
+        load_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pressure_tick = interval(PRESSURE_TICK);
+        pressure_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut drained = Instant::now();
+        let mut decision = self.controller.current();
+        self.tell_interval(&decision);
+        loop {
+            tokio::select! {
+                request = signals.next() => match request {
+                    Request::Stop => return,
+                    Request::Reload => self.reload(),
+                },
+                _ = load_tick.tick() => {
+                    decision = self.read_load();
+                    self.watchdog();
+                    if let Some(kernel_log) = &mut self.kernel_log {
+                        kernel_log.flush();
+                    }
+                }
+                () = sleep_until(drained + decision.interval) => {
+                    drained = Instant::now();
+                    self.drain();
+                }
+                _ = pressure_tick.tick() => {
+                    if self.engine.borrow().is_pressed() {
+                        drained = Instant::now();
+                        self.drain();
+                    }
+                }
+            }
+        }
+    }
+
+    /// One pass, published.
+    fn drain(&mut self) {
+        let passed = self.engine.borrow_mut().pass();
+        match passed {
+            Ok(report) => self.publish(&report),
+            // Counts stay in the kernel: the next pass has them.
+            Err(error) => {
+                tracing::error!(%error, "cannot drain the kernel; trying again at the next interval")
+            }
+        }
+    }
+
+    fn publish(&mut self, report: &Report) {
+        let mut engine = self.engine.borrow_mut();
+        self.own.observe_drain(report.took);
+        self.own.set_accounting_error(report.error_ratio(self.cpus));
+        let batch = engine.batch();
+        let totals = |nanoseconds: bool| {
+            Total::ALL.iter().filter(move |total| total.as_str().ends_with("_ns") == nanoseconds)
+        };
+        let events: Vec<_> =
+            totals(false).map(|total| (total.as_str(), batch.totals_after[*total as usize])).collect();
+        self.own.set_kernel_events(&events);
+        let seconds: Vec<_> = totals(true)
+            .map(|total| {
+                (total.as_str().trim_end_matches("_ns"), batch.totals_after[*total as usize] as f64 / 1e9)
+            })
+            .collect();
+        self.own.set_kernel_seconds(&seconds);
+        let losses: Vec<_> =
+            Loss::ALL.iter().map(|loss| ("kernel", loss.as_str(), batch.losses[*loss as usize])).collect();
+        self.own.set_events_lost(&losses);
+        let slots = engine.slot_counts();
+        self.own.set_slots(slots.free.into(), slots.live.into(), slots.dead.into());
+        let (syscall_rows, errno_rows) = engine.rows_used();
+        let sizes = engine.kernel().map_sizes();
+        let maps: Vec<_> = sizes
+            .iter()
+            .map(|(name, capacity, memory)| MapUsage {
+                map: name,
+                entries: match name.as_str() {
+                    "SLOTS" | "SLOT_ROWS" => u64::from(slots.live + slots.dead),
+                    "SYS_META" | "SYS_ROWS" => syscall_rows.into(),
+                    "ERR_META" | "ERR_ROWS" => errno_rows.into(),
+                    _ => (*capacity).into(),
+                },
+                capacity: (*capacity).into(),
+                memory_bytes: memory.unwrap_or_default(),
+            })
+            .collect();
+        self.own.set_maps(&maps);
+        self.own.set_pending_workloads(engine.pending() as u64);
+        self.own.set_tenant_rule_refusals(&engine.refusals());
+        self.own.set_series(engine.registry().lines().map(|(tenant, lines)| (tenant, lines as u64)));
+        self.own.set_series_limited(engine.registry().limited());
+        if let Ok(stats) = read_process_stats() {
+            self.own.set_process(&stats);
+        }
+        self.state.snapshots().publish(Arc::new(engine.publish()));
+    }
+
+    fn tell_probes(&self) {
+        let engine = self.engine.borrow();
+        let hooks = engine.kernel().hooks();
+        let failures: Vec<_> = probes::ALL.iter().map(|probe| probe_failure(hooks, probe.name)).collect();
+        let states: Vec<_> = probes::ALL
+            .iter()
+            .zip(&failures)
+            .map(|(probe, failure)| ProbeState { probe: probe.name, detached: failure.as_deref() })
+            .collect();
+        self.own.set_probes(&states);
+        self.state.set_seeing();
+    }
+
+    fn read_load(&mut self) -> Decision {
+        match self.load.read() {
+            Ok(Some(reading)) => {
+                let psi = reading.psi.map(|psi| {
+                    [("cpu", psi.cpu / 100.0), ("memory", psi.memory / 100.0), ("io", psi.io / 100.0)]
+                });
+                self.own.set_host(&HostReadings {
+                    cpu_utilization: reading.cpu_busy_percent / 100.0,
+                    memory_available: reading.memory_available_percent / 100.0,
+                    pressure: psi.as_ref().map_or(&[], |psi| psi.as_slice()),
+                });
+                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
+                if decision.changed {
+                    tracing::info!(
+                        state = decision.state.as_str(),
+                        interval = ?decision.interval,
+                        signal = decision.signal,
+                        reason = decision.reason,
+                        "drain interval changed"
+                    );
+                }
+                self.tell_interval(&decision);
+                decision
+            }
+            Ok(None) => self.controller.current(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the host's load; the drain interval stays as it is");
+                self.controller.current()
+            }
+        }
+    }
+
+    fn tell_interval(&self, decision: &Decision) {
+        let state = match decision.state {
+            State::Relaxed => IntervalState::Relaxed,
+            State::Normal => IntervalState::Normal,
+            State::Stressed => IntervalState::Stressed,
+        };
+        self.own.set_interval(decision.interval, state);
+    }
+
+    fn watchdog(&self) {
+        if self.state.unready().is_none() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+
+    /// Reads the configuration again and applies what can change while running.
+    fn reload(&mut self) {
+        let result = self.try_reload();
+        self.own.count_config_reload(result.is_ok());
+        match result {
+            Ok(needs_restart) if needs_restart.is_empty() => tracing::info!("configuration reloaded"),
+            Ok(needs_restart) => tracing::warn!(
+                sections = needs_restart.join(","),
+                "configuration reloaded; these sections changed and apply after a restart"
+            ),
+            Err(error) => tracing::error!(error, "configuration not reloaded, the old one stays"),
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<Vec<&'static str>, String> {
+        let new = load(self.file.as_deref()).map_err(|error| error.to_string())?;
+        self.engine.borrow_mut().reload(&new).map_err(|error| error.to_string())?;
+        let mut sections = self.config.restart_needed(&new);
+        if self.config.detail != new.detail {
+            sections.push("detail");
+        }
+        if self.config.limits != new.limits {
+            sections.push("limits");
+        }
+        self.controller.reconfigure(new.drain.clone());
+        // What needs a restart keeps its old value, so that the next reload says so again.
+        self.config = Config { drain: new.drain, tenants: new.tenants, ..self.config.clone() };
+        Ok(sections)
+    }
+
+    /// Detaches, drains for the last time, publishes and says the final totals.
+    fn finish(&mut self) {
+        let finished = self.engine.borrow_mut().finish();
+        match finished {
+            Ok(report) => {
+                for balance in &report.balances {
+                    tracing::info!(
+                        event = balance.total.as_str(),
+                        kernel = balance.kernel_after,
+                        attributed = balance.attributed,
+                        "final totals"
+                    );
+                }
+                self.publish(&report);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the last drain failed: counts since the one before are lost")
+            }
+        }
+    }
+}
+
+/// Loads a configuration with the names this build knows.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn load(file: Option<&std::path::Path>) -> Result<Config, ConfigError> {
+    known(|known| Config::load(file, known))
+}
+
+fn sd_ready() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell the service manager that the agent is ready");
+    }
+}
+
+/// Prints where to scrape and a first table. Never completes.
+async fn first_look(engine: &RefCell<Engine>, url: Option<String>) {
+    if let Some(url) = url {
+        let before = table::Look::take(engine.borrow().registry());
+        println!("metrics: {url}");
+        println!("looking for {} s ...", FIRST_LOOK.as_secs());
+        let mut due = pin!(tokio::time::sleep(FIRST_LOOK));
+        due.as_mut().await;
+        let passed = engine.borrow_mut().pass();
+        if passed.is_ok() {
+            let after = table::Look::take(engine.borrow().registry());
+            let table = table::Table::between(&before, &after, FIRST_LOOK);
+            print!("\n{}", table.render(table::Sort::Cpu));
+        }
+    }
+    std::future::pending().await
+}
