@@ -176,7 +176,7 @@ pub fn is_workload_name(len: usize, byte: impl Fn(usize) -> u8) -> bool {
     let mut i = 1;
     while i <= ID_TAIL {
         let b = byte(len - i);
-        if !(b.is_ascii_digit() || (b'a' <= b && b <= b'f')) {
+        if !(b.is_ascii_digit() || matches!(b, b'a'..=b'f')) {
             return false;
         }
         i += 1;

@@ -53,7 +53,7 @@ pub fn sys_exit(ctx: BtfTracePointContext) {
         // Entered before the agent came, or the first return of a new task.
         _ => {
             row::count(Total::SyscallExitUnmatched, 1);
-                // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace) are met here.
+            // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace) are met here.
             let _ = TaskState::find_or_create(task);
             return;
         }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use agent_ebpf::{SLOT_HOST, SLOT_OVERFLOW, SlotRow, SyscallRow, Total};
+use agent_ebpf::{SLOT_HOST, SLOT_OVERFLOW, SlotRow, SyscallRow, TOTALS, Total};
 
 use crate::{
     drain::{Batch, EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW},
@@ -65,8 +65,8 @@ pub struct Unresolved {
 /// One conserved quantity: what the kernel counted before attribution and what arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balance {
-    /// The quantity.
-    pub total: Total,
+    /// The quantity, as in `kernmeter_kernel_events_total{event}`; both kinds of switches are one.
+    pub event: &'static str,
     /// The kernel's count before the rows were read.
     pub kernel_before: u64,
     /// The kernel's count after the rows were read.
@@ -143,7 +143,7 @@ impl Attribution {
         for delta in &batch.errors {
             match &mut self.slots[delta.slot as usize].binding {
                 Binding::Bound(target) => {
-                    add_errno(registry, *target, delta.syscall, delta.errno, delta.count)
+                    add_errno(registry, *target, delta.syscall, delta.errno, delta.count);
                 }
                 Binding::Pending(pending) => {
                     *pending.errors.entry((delta.syscall, delta.errno)).or_default() += delta.count;
@@ -235,10 +235,13 @@ impl Attribution {
     pub fn balance(&self, batch: &Batch, registry: &Registry) -> Vec<Balance> {
         let waiting = self.waiting();
         let of = |total: Total, attributed: u64| Balance {
-            total,
+            event: total.as_str(),
             kernel_before: batch.totals_before[total as usize],
             kernel_after: batch.totals_after[total as usize],
             attributed,
+        };
+        let switches = |totals: &[u64; TOTALS]| {
+            totals[Total::SwitchVoluntary as usize] + totals[Total::SwitchInvoluntary as usize]
         };
         let sum = |family: &'static Family, pending: u64| registry.sum(family) + pending;
         let (slot, syscall, errors) = (&waiting.0, &waiting.1, waiting.2);
@@ -257,6 +260,12 @@ impl Attribution {
                 sum(&syscalls::ERRORS, errors + syscall.other_errors + slot.overflow_errors),
             ),
             of(Total::CpuNs, sum(&scheduler::CPU, slot.cpu_ns)),
+            Balance {
+                event: "switches",
+                kernel_before: switches(&batch.totals_before),
+                kernel_after: switches(&batch.totals_after),
+                attributed: sum(&scheduler::SWITCHES, slot.voluntary + slot.involuntary),
+            },
             of(Total::Waits, registry.count(&scheduler::WAIT) + waits),
             of(Total::WaitNs, sum(&scheduler::WAIT, slot.wait_ns)),
             of(
@@ -518,7 +527,7 @@ mod tests {
     #[test]
     fn balances_tell_how_far_off() {
         let balance = |before, after, attributed| Balance {
-            total: Total::Exec,
+            event: "exec",
             kernel_before: before,
             kernel_after: after,
             attributed,

@@ -141,7 +141,7 @@ impl Btf {
                 ty = self.resolve(target)?;
             }
         }
-        if bits % 8 != 0 {
+        if !bits.is_multiple_of(8) {
             return Err(BtfError::BitField(structure.into(), path.join(".")));
         }
         Ok((bits / 8) as u32)
@@ -244,6 +244,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// struct s { int a; union { int b; struct { int c; long d; }; }; int f:3; } and a tracepoint `t` of two arguments.
+    #[expect(clippy::many_single_char_names, reason = "the names of the sample's members")]
     fn sample() -> Vec<u8> {
         let mut strings = vec![0u8];
         let mut name = |s: &str| {

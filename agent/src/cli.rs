@@ -328,7 +328,7 @@ fn snapshot(
         .iter()
         .map(|balance| {
             serde_json::json!({
-                "event": balance.total.as_str(),
+                "event": balance.event,
                 "kernel": balance.kernel_after,
                 "attributed": balance.attributed,
             })

@@ -28,9 +28,9 @@ use crate::{
 /// The running kernel's type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// How long counts wait for an identity before they go to `_unknown`.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How often the cgroup tree is compared with the slots.
-const RECONCILE: Duration = Duration::from_secs(60);
+const RECONCILE: Duration = Duration::from_mins(1);
 /// After detaching, programs that were running finish; totals that no longer move for this long are final.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Looks at unmoving totals at most.
@@ -87,7 +87,11 @@ impl Identifier {
     /// A rule that makes no sense; a checked configuration has none.
     pub fn new(config: &Config) -> Result<Identifier, RuleError> {
         let users = Users::parse(&std::fs::read("/etc/passwd").unwrap_or_default());
-        Ok(Identifier { rules: Rules::compile(&config.tenants)?, users, refusals: Default::default() })
+        Ok(Identifier {
+            rules: Rules::compile(&config.tenants)?,
+            users,
+            refusals: std::cell::RefCell::default(),
+        })
     }
 }
 

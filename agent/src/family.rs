@@ -17,7 +17,7 @@ pub enum Detail {
     Container,
 }
 
-/// The kind of a family, as in the OpenMetrics `TYPE` line.
+/// The kind of a family, as in the `TYPE` line of `OpenMetrics`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows while the agent lives.
@@ -44,7 +44,7 @@ pub struct Family {
     pub name: &'static str,
     /// One sentence; may hold any character (escaped at the sink).
     pub help: &'static str,
-    /// OpenMetrics unit; the name ends with it.
+    /// `OpenMetrics` unit; the name ends with it.
     pub unit: Option<&'static str>,
     /// Counter, gauge or histogram.
     pub kind: Kind,

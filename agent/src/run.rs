@@ -11,7 +11,7 @@ use crate::{
     config::{Config, ConfigError},
     engine::{Engine, Report, StartError, probe_failure},
     known,
-    lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns},
+    lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns, release_free_memory},
     probes::{self, load::possible_cpus},
     selfmetrics::{
         HostReadings, IntervalState, MapUsage, ProbeState, SelfMetrics, process::read_process_stats,
@@ -82,6 +82,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<()
     };
     metering.drain();
     metering.tell_probes();
+    release_free_memory();
 
     let address = server.local_addr();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -104,7 +105,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<()
         let metered = metering.until_stopped(&mut signals);
         tokio::select! {
             () = metered => {}
-            () = showing => {}
+            never = showing => match never {},
         }
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -190,7 +191,7 @@ impl Metering {
             Ok(report) => self.publish(&report),
             // Counts stay in the kernel: the next pass has them.
             Err(error) => {
-                tracing::error!(%error, "cannot drain the kernel; trying again at the next interval")
+                tracing::error!(%error, "cannot drain the kernel; trying again at the next interval");
             }
         }
     }
@@ -218,19 +219,22 @@ impl Metering {
         let slots = engine.slot_counts();
         self.own.set_slots(slots.free.into(), slots.live.into(), slots.dead.into());
         let (syscall_rows, errno_rows) = engine.rows_used();
-        let sizes = engine.kernel().map_sizes();
-        let maps: Vec<_> = sizes
+        let maps: Vec<_> = engine
+            .kernel()
+            .map_sizes()
             .iter()
-            .map(|(name, capacity, memory)| MapUsage {
-                map: name,
-                entries: match name.as_str() {
-                    "SLOTS" | "SLOT_ROWS" => u64::from(slots.live + slots.dead),
-                    "SYS_META" | "SYS_ROWS" => syscall_rows.into(),
-                    "ERR_META" | "ERR_ROWS" => errno_rows.into(),
-                    _ => (*capacity).into(),
+            .map(|size| MapUsage {
+                map: &size.name,
+                // Of the others nobody counts the entries, or they are always all in use.
+                entries: match size.name.as_str() {
+                    "SLOTS" | "SLOT_ROWS" => Some(u64::from(slots.live + slots.dead)),
+                    "SYS_INDEX" | "SYS_META" | "SYS_ROWS" => Some(syscall_rows.into()),
+                    "ERR_INDEX" | "ERR_META" | "ERR_ROWS" => Some(errno_rows.into()),
+                    "SLOT_FREE" => Some(slots.free.into()),
+                    _ => None,
                 },
-                capacity: (*capacity).into(),
-                memory_bytes: memory.unwrap_or_default(),
+                capacity: size.capacity.into(),
+                memory_bytes: size.memory_bytes.unwrap_or_default(),
             })
             .collect();
         self.own.set_maps(&maps);
@@ -341,7 +345,7 @@ impl Metering {
             Ok(report) => {
                 for balance in &report.balances {
                     tracing::info!(
-                        event = balance.total.as_str(),
+                        event = balance.event,
                         kernel = balance.kernel_after,
                         attributed = balance.attributed,
                         "final totals"
@@ -350,7 +354,7 @@ impl Metering {
                 self.publish(&report);
             }
             Err(error) => {
-                tracing::error!(%error, "the last drain failed: counts since the one before are lost")
+                tracing::error!(%error, "the last drain failed: counts since the one before are lost");
             }
         }
     }
@@ -371,7 +375,7 @@ fn sd_ready() {
 }
 
 /// Prints where to scrape and a first table. Never completes.
-async fn first_look(engine: &RefCell<Engine>, url: Option<String>) {
+async fn first_look(engine: &RefCell<Engine>, url: Option<String>) -> std::convert::Infallible {
     if let Some(url) = url {
         let before = table::Look::take(engine.borrow().registry());
         println!("metrics: {url}");

@@ -34,12 +34,15 @@ struct ErrnoShadow {
     count: u64,
 }
 
+/// Rows of a slot with their keys: syscall rows, errno rows.
+pub(super) type Forgotten = (Vec<(u32, u32)>, Vec<(u32, u64)>);
+
 /// What was read last time.
 pub(super) struct Shadow {
     slots: Vec<Option<Box<SlotShadow>>>,
     known_syscalls: Vec<bool>,
     known_errors: Vec<bool>,
-    syscalls: Vec<Box<SyscallShadow>>,
+    syscalls: Vec<SyscallShadow>,
     errors: Vec<ErrnoShadow>,
 }
 
@@ -86,12 +89,7 @@ impl Shadow {
 
     pub(super) fn meet_syscall(&mut self, row: u32, key: u32) {
         if !std::mem::replace(&mut self.known_syscalls[row as usize], true) {
-            self.syscalls.push(Box::new(SyscallShadow {
-                row,
-                key,
-                words: [0; SYSCALL_WORDS],
-                buckets: [0; BUCKETS],
-            }));
+            self.syscalls.push(SyscallShadow { row, key, words: [0; SYSCALL_WORDS], buckets: [0; BUCKETS] });
         }
     }
 
@@ -187,7 +185,7 @@ impl Shadow {
     }
 
     /// Forgets all rows of a slot and returns them with their keys: syscall rows, errno rows.
-    pub(super) fn forget(&mut self, slot: u32) -> (Vec<(u32, u32)>, Vec<(u32, u64)>) {
+    pub(super) fn forget(&mut self, slot: u32) -> Forgotten {
         let mut syscalls = Vec::new();
         self.syscalls.retain(|shadow| {
             let goes = shadow.key >> 16 == slot;

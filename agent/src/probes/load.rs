@@ -55,6 +55,18 @@ pub struct Kernel {
     hooks: Vec<HookStatus>,
     plan: Plan,
     can_flush: bool,
+    sizes: Vec<MapSize>,
+}
+
+/// The size of a map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MapSize {
+    /// Its name.
+    pub name: String,
+    /// Entries it has room for.
+    pub capacity: u32,
+    /// Kernel memory, bytes; `None` if the kernel does not tell.
+    pub memory_bytes: Option<u64>,
 }
 
 impl Kernel {
@@ -133,7 +145,14 @@ impl Kernel {
                 "tasks older than the agent are met when they first run"
             );
         }
-        Ok(Kernel { ebpf, links: Vec::new(), hooks, plan, can_flush })
+        let size = |(name, map): (&str, &Map)| {
+            let data = data_of(map)?;
+            let capacity = data.info().ok()?.max_entries();
+            Some(MapSize { name: name.to_owned(), capacity, memory_bytes: memory_of(data) })
+        };
+        let mut sizes: Vec<_> = ebpf.maps().filter_map(size).collect();
+        sizes.sort();
+        Ok(Kernel { ebpf, links: Vec::new(), hooks, plan, can_flush, sizes })
     }
 
     /// Attaches the loaded programs of a probe. A hook that cannot attach keeps its reason.
@@ -219,22 +238,12 @@ impl Kernel {
         self.ebpf.take_map(name).ok_or(LoadError::Missing(name))
     }
 
-    /// Name, capacity and kernel memory in bytes of each map that can be asked. The memory is what the kernel charges.
-    pub fn map_sizes(&self) -> Vec<(String, u32, Option<u64>)> {
-        let mut sizes: Vec<_> = self
-            .ebpf
-            .maps()
-            .filter_map(|(name, map)| {
-                let data = data_of(map)?;
-                let capacity = data.info().ok()?.max_entries();
-                Some((name.to_owned(), capacity, memory_of(data)))
-            })
-            .collect();
-        sizes.sort();
-        sizes
+    /// Every map with its size. The memory is what the kernel charges, all of it from the start.
+    pub fn map_sizes(&self) -> &[MapSize] {
+        &self.sizes
     }
 
-    /// Events each program missed because it was already running on that CPU, by program.
+    /// The loaded object, for its log map and for what the kernel says of its programs.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }

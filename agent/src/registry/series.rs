@@ -284,7 +284,7 @@ impl Registry {
                 match self.series[*id as usize].as_ref().map(|series| &series.value) {
                     // A gauge may be read between the two halves of a move: a task is never nowhere for longer.
                     Some(Value::Number(n)) if state.family.kind == Kind::Gauge => {
-                        values.push((*n as i64).max(0) as u64)
+                        values.push((*n as i64).max(0) as u64);
                     }
                     Some(Value::Number(n)) => values.push(*n),
                     Some(Value::Histogram { buckets, sum_ns }) => fold_classic(buckets, *sum_ns, &mut values),

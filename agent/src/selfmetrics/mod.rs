@@ -52,8 +52,8 @@ pub struct ProbeState<'a> {
 pub struct MapUsage<'a> {
     /// The map's name.
     pub map: &'a str,
-    /// Entries in use.
-    pub entries: u64,
+    /// Entries in use; `None` where nobody counts them.
+    pub entries: Option<u64>,
     /// Entries there is room for.
     pub capacity: u64,
     /// Kernel memory it holds, bytes.
@@ -213,7 +213,7 @@ impl SelfMetrics {
     /// The fill of every kernel map; replaces what was said before.
     pub fn set_maps(&self, maps: &[MapUsage]) {
         let rows = |value: fn(&MapUsage) -> u64| maps.iter().map(move |m| ([m.map], value(m).into()));
-        self.tables().map_entries.replace(rows(|m| m.entries));
+        self.tables().map_entries.replace(maps.iter().filter_map(|m| Some(([m.map], m.entries?.into()))));
         self.tables().map_capacity.replace(rows(|m| m.capacity));
         self.tables().map_memory.replace(rows(|m| m.memory_bytes));
     }
@@ -287,7 +287,7 @@ impl SelfMetrics {
         self.set_kernel_events(&[("", 0)]);
         self.set_kernel_seconds(&[("", 0.0)]);
         self.set_accounting_error(0.0);
-        self.set_maps(&[MapUsage { map: "", entries: 0, capacity: 0, memory_bytes: 0 }]);
+        self.set_maps(&[MapUsage { map: "", entries: Some(0), capacity: 0, memory_bytes: 0 }]);
         self.set_slots(0, 0, 0);
         self.set_pending_workloads(0);
         self.set_interval(Duration::ZERO, IntervalState::Normal);

@@ -11,7 +11,7 @@ fn filled() -> SelfMetrics {
     own.set_events_lost(&[("kernel", "row_table_full", u64::MAX), ("drain", "stale", 0)]);
     own.set_kernel_events(&[("sys_enter", 10), ("sys_exit", 9)]);
     own.set_accounting_error(0.0);
-    own.set_maps(&[MapUsage { map: "ROWS", entries: 5, capacity: 100, memory_bytes: 4096 }]);
+    own.set_maps(&[MapUsage { map: "ROWS", entries: Some(5), capacity: 100, memory_bytes: 4096 }]);
     own.set_slots(100, 20, 3);
     own.set_pending_workloads(2);
     own.observe_drain(Duration::from_micros(700));
