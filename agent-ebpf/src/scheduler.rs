@@ -1,5 +1,9 @@
 //! In: switches, wake-ups, migrations; out: CPU, wait and block time per slot. All run with interrupts off.
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    helpers::bpf_ktime_get_ns,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
 
 use agent_ebpf::{Loss, Total};
 
@@ -8,7 +12,7 @@ use crate::{
     kernel::{self, Task},
     row::{self, ROW_NONE},
     slot,
-    task::TaskState,
+    task::{self, TaskState},
 };
 
 /// `TASK_DEAD` of `include/linux/sched.h`.
@@ -32,6 +36,23 @@ pub fn sched_switch(ctx: BtfTracePointContext) {
     }
     if next.pid() != 0 {
         switch_in(next, now);
+    }
+}
+
+/// As [`sched_switch`], where the kernel has no BTF tracepoints: CPU time and switches of the task that leaves. The task
+/// that comes is a plain address here, so waits and block times cannot be told.
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub fn raw_switch(ctx: RawTracePointContext) {
+    let preempt = ctx.arg::<u64>(0) & 1 != 0;
+    let prev = task::current();
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let ran = flush::since_last(now);
+    if prev.pid() == 0 {
+        row::count(Total::IdleNs, ran);
+    } else {
+        let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
+        switch_out(prev, preempt, prev_state, ran, now);
     }
 }
 

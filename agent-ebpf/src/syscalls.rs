@@ -1,5 +1,9 @@
 //! In: syscall entries and exits; out: calls, errors, durations per slot and syscall. Knows no syscall names.
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    helpers::bpf_ktime_get_ns,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
 
 use agent_ebpf::{Loss, Total, syscall_key};
 
@@ -15,7 +19,17 @@ const MAX_ERRNO: i64 = 4095;
 /// `sys_enter(struct pt_regs *regs, long id)`, since 5.5 as `tp_btf`.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn sys_enter(ctx: BtfTracePointContext) {
-    let nr: i64 = ctx.arg(1);
+    enter(ctx.arg(1));
+}
+
+/// As [`sys_enter`], where the kernel has no BTF tracepoints: everything needed is the current task's.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn raw_sys_enter(ctx: RawTracePointContext) {
+    enter(ctx.arg(1));
+}
+
+#[inline(always)]
+fn enter(nr: i64) {
     row::count(Total::SyscallEnter, 1);
     let task = task::current();
     let Some(state) = TaskState::find_or_create(task) else {
@@ -44,9 +58,19 @@ pub fn sys_enter(ctx: BtfTracePointContext) {
 /// `sys_exit(struct pt_regs *regs, long ret)`, since 5.5 as `tp_btf`.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) {
+    exit(ctx.arg(1));
+}
+
+/// As [`sys_exit`], where the kernel has no BTF tracepoints.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn raw_sys_exit(ctx: RawTracePointContext) {
+    exit(ctx.arg(1));
+}
+
+#[inline(always)]
+fn exit(ret: i64) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let ret: i64 = ctx.arg(1);
     let task = task::current();
     let state = match TaskState::find(task) {
         Some(state) if state.enter_ns != 0 => state,

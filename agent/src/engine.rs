@@ -8,8 +8,8 @@ use std::{
 use crate::{
     attribute::{Attribution, Balance, Identify},
     btf::{Btf, BtfError},
-    config::{Auto, Config},
-    drain::{Batch, Drain, DrainError, ReadMode, SlotCounts},
+    config::{AttachMode, Auto, Config},
+    drain::{Batch, Drain, DrainError, SlotCounts},
     identity::{
         CgroupFacts, Rules, Users, Workload, describe,
         rules::RuleError,
@@ -162,8 +162,8 @@ impl Engine {
                 errno_rows: fixed(config.kernel.errno_rows),
             },
         )?;
-        let mut kernel = Kernel::load(plan, &constants)?;
-        let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, ReadMode::Auto)?;
+        let mut kernel = Kernel::load(plan, &constants, config.kernel.attach == AttachMode::Raw)?;
+        let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
         let limits = Limits {
             series_per_tenant: config.limits.series_per_tenant as usize,
             tenants: config.limits.tenants as usize,
@@ -372,7 +372,7 @@ pub fn probe_failure(hooks: &[HookStatus], probe: &str) -> Option<String> {
     hooks
         .iter()
         .find(|status| status.probe.name == probe && !status.hook.optional && !status.reason.is_empty())
-        .map(|status| format!("`{}`: {}", status.hook.program, status.reason))
+        .map(|status| format!("`{}`: {}", status.program, status.reason))
 }
 
 fn check_probes(hooks: &[HookStatus], required: &[String]) -> Result<(), StartError> {

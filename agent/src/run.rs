@@ -3,7 +3,6 @@
 use std::{cell::RefCell, io::Write as _, path::PathBuf, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use agent_ebpf::{Loss, Total};
-use aya_log::EbpfLogger;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::{
@@ -12,7 +11,10 @@ use crate::{
     engine::{Engine, Report, StartError, probe_failure},
     known,
     lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns, release_free_memory},
-    probes::{self, load::possible_cpus},
+    probes::{
+        self,
+        load::{KernelLog, possible_cpus},
+    },
     selfmetrics::{
         HostReadings, IntervalState, MapUsage, ProbeState, SelfMetrics, process::read_process_stats,
     },
@@ -76,8 +78,11 @@ pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<()
         cpus: possible_cpus(),
         config,
         file,
-        kernel_log: EbpfLogger::init(engine.borrow_mut().kernel_mut().ebpf_mut())
-            .map_err(|error| tracing::warn!(%error, "the kernel side's log cannot be read"))
+        kernel_log: engine
+            .borrow_mut()
+            .kernel_mut()
+            .take_log()
+            .map_err(|reason| tracing::warn!(reason, "the kernel side's log cannot be read"))
             .ok(),
     };
     metering.drain();
@@ -144,7 +149,7 @@ struct Metering {
     config: Config,
     file: Option<PathBuf>,
     /// The kernel side's rare messages.
-    kernel_log: Option<EbpfLogger<&'static dyn ::log::Log>>,
+    kernel_log: Option<KernelLog>,
 }
 
 impl Metering {

@@ -108,6 +108,24 @@ pub enum Auto {
     Fixed(u32),
 }
 
+/// How programs attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// As BTF tracepoints, or as raw tracepoints where the kernel refuses those.
+    Auto,
+    /// As raw tracepoints only: no run-queue waits, no block times, no forks.
+    Raw,
+}
+
+/// How rows are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// Mapped into the agent's memory, or by batched lookups where the kernel refuses that.
+    Auto,
+    /// By batched lookups only.
+    Batch,
+}
+
 /// `kernel`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -119,6 +137,10 @@ pub struct Kernel {
     pub syscall_rows: Auto,
     /// Rows for (workload, syscall, errno).
     pub errno_rows: Auto,
+    /// How programs attach.
+    pub attach: AttachMode,
+    /// How rows are read.
+    pub read: ReadMode,
     /// Probes without which the agent does not start.
     pub required_probes: Vec<String>,
 }
@@ -214,6 +236,8 @@ impl Default for Config {
                 slots: Auto::Auto,
                 syscall_rows: Auto::Auto,
                 errno_rows: Auto::Auto,
+                attach: AttachMode::Auto,
+                read: ReadMode::Auto,
                 required_probes: Vec::new(),
             },
             drain: adapt::Settings::default(),

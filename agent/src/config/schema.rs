@@ -10,7 +10,7 @@ use serde_saphyr::{DuplicateKeyPolicy, Error as YamlError, Location, MergeKeyPol
 use super::values::{
     did_you_mean, duration_in, listen_address, one_of, percent_in, shown, size_in, telemetry_path, whole_in,
 };
-use super::{Auto, Config, Known, LogFormat, LogLevel};
+use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, ReadMode};
 use crate::family::Detail;
 use crate::identity::UNKNOWN;
 use crate::identity::rules::{MatchSpec, Outcome, Place, RuleError, RuleSpec, Rules};
@@ -48,6 +48,8 @@ section!(RawKernel {
     slots: Scalar,
     syscall_rows: Scalar,
     errno_rows: Scalar,
+    attach: Scalar,
+    read: Scalar,
     required_probes: Vec<Scalar>,
 });
 section!(RawDrain {
@@ -168,6 +170,10 @@ fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), 
     set(&mut kernel.slots, raw.slots, "kernel.slots", auto(agent_ebpf::FIRST_SLOT, agent_ebpf::MAX_SLOTS))?;
     set(&mut kernel.syscall_rows, raw.syscall_rows, "kernel.syscall_rows", auto(64, 4 << 20))?;
     set(&mut kernel.errno_rows, raw.errno_rows, "kernel.errno_rows", auto(64, 4 << 20))?;
+    let attach = one_of(&[("auto", AttachMode::Auto), ("raw", AttachMode::Raw)]);
+    set(&mut kernel.attach, raw.attach, "kernel.attach", attach)?;
+    let read = one_of(&[("auto", ReadMode::Auto), ("batch", ReadMode::Batch)]);
+    set(&mut kernel.read, raw.read, "kernel.read", read)?;
     for probe in raw.required_probes.unwrap_or_default() {
         if !known.probes.contains(&probe.value.as_str()) {
             return Err(at(

@@ -21,6 +21,8 @@ const KEYS: &[&str] = &[
     "kernel.slots",
     "kernel.syscall_rows",
     "kernel.errno_rows",
+    "kernel.attach",
+    "kernel.read",
     "kernel.required_probes",
     "drain.intervals.relaxed",
     "drain.intervals.normal",
@@ -110,7 +112,7 @@ fn values_arrive() {
     let config = good(
         "web: {listen_address: ':9', telemetry_path: /m, max_connections: 1}
 log: {level: trace, format: json}
-kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, required_probes: [scheduler, scheduler]}
+kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, attach: raw, read: batch, required_probes: [scheduler, scheduler]}
 drain:
   intervals: {relaxed: 100ms, normal: 1s, stressed: 5m}
   cpu: {low: 10, high: 90.5}
@@ -141,6 +143,8 @@ tenants:
             slots: Auto::Fixed(65_536),
             syscall_rows: Auto::Fixed(64),
             errno_rows: Auto::Auto,
+            attach: AttachMode::Raw,
+            read: ReadMode::Batch,
             required_probes: vec!["scheduler".into()],
         }
     );

@@ -10,16 +10,7 @@ use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-/// How array maps are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReadMode {
-    /// Mapped where the kernel allows it, copied otherwise.
-    #[default]
-    Auto,
-    /// Copied by batched lookups.
-    Batch,
-}
+use crate::config::ReadMode;
 
 enum Memory {
     Mapped { base: NonNull<u8>, len: usize },

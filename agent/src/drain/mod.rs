@@ -5,7 +5,6 @@ mod mmap;
 mod rows;
 
 pub use batch::{Batch, Birth, EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW, ErrnoDelta, SlotDelta, SyscallDelta};
-pub use mmap::ReadMode;
 
 use std::mem::offset_of;
 
@@ -17,9 +16,12 @@ use aya::maps::{HashMap, MapData, PerCpuArray, Queue};
 use mmap::Region;
 use rows::{SLOT_WORDS, Shadow};
 
-use crate::probes::{
-    load::{Kernel, LoadError},
-    size::Plan,
+use crate::{
+    config::ReadMode,
+    probes::{
+        load::{Kernel, LoadError},
+        size::Plan,
+    },
 };
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.

@@ -13,12 +13,14 @@ thread_local! {
 // SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract; the counter is a
 // const-initialised thread-local without a destructor and so never allocates itself.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: as the system's allocator, which does the work.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.set(COUNT.get() + 1);
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: as the system's allocator, which does the work.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: the caller keeps the contract of `dealloc`, and the block came from `System`.
         unsafe { System.dealloc(pointer, layout) }

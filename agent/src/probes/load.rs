@@ -3,12 +3,13 @@
 use std::os::fd::BorrowedFd;
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, TestRun,
+    Btf, Ebpf, EbpfLoader, TestRun as _,
     maps::{Map, MapData},
     programs::{
-        BtfTracePoint, Iter, ProgramError, RawTracePoint, RawTracePointRunOptions, tp_btf::BtfTracePointLink,
+        BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, links::FdLink,
     },
 };
+use aya_log::EbpfLogger;
 
 use super::{ALL, Hook, Probe, offsets::Constants, size::Plan};
 
@@ -44,14 +45,19 @@ pub struct HookStatus {
     pub probe: &'static Probe,
     /// The hook.
     pub hook: &'static Hook,
+    /// The program in use: the hook's, or its raw twin.
+    pub program: &'static str,
     /// Empty when attached.
     pub reason: String,
 }
 
+/// Why a loaded program is not attached yet.
+const WAITING: &str = "not attached yet";
+
 /// The programs and maps in the kernel. Dropping it removes them.
 pub struct Kernel {
     ebpf: Ebpf,
-    links: Vec<BtfTracePointLink>,
+    links: Vec<FdLink>,
     hooks: Vec<HookStatus>,
     plan: Plan,
     can_flush: bool,
@@ -70,11 +76,12 @@ pub struct MapSize {
 }
 
 impl Kernel {
-    /// Creates the maps and loads every program that the kernel accepts. Attaches nothing.
+    /// Creates the maps and loads every program that the kernel accepts. Attaches nothing. A hook whose program is refused
+    /// falls back to its raw twin; `raw_only` tries the twins alone, but for cgroups, which have none.
     ///
     /// # Errors
     /// Maps or the object as a whole were refused. A refused program is not an error: see [`Kernel::hooks`].
-    pub fn load(plan: Plan, constants: &Constants) -> Result<Kernel, LoadError> {
+    pub fn load(plan: Plan, constants: &Constants, raw_only: bool) -> Result<Kernel, LoadError> {
         let btf = Btf::from_sys_fs().map_err(|error| LoadError::NoBtf(error.to_string()))?;
         let mut loader = EbpfLoader::new();
         // The programs carry no relocations against kernel types: offsets come from `constants`.
@@ -117,15 +124,8 @@ impl Kernel {
         let mut hooks = Vec::new();
         for probe in ALL {
             for hook in probe.hooks {
-                let program: &mut BtfTracePoint = ebpf
-                    .program_mut(hook.program)
-                    .and_then(|program| program.try_into().ok())
-                    .ok_or(LoadError::Missing(hook.program))?;
-                let reason = match program.load(hook.tracepoint, &btf) {
-                    Ok(()) => "not attached yet".to_owned(),
-                    Err(error) => explain(&error),
-                };
-                hooks.push(HookStatus { probe, hook, reason });
+                let twin_only = raw_only && probe.name != super::cgroup::PROBE.name;
+                hooks.push(load_hook(&mut ebpf, &btf, probe, hook, twin_only)?);
             }
         }
         let flush: &mut RawTracePoint =
@@ -158,14 +158,11 @@ impl Kernel {
     /// Attaches the loaded programs of a probe. A hook that cannot attach keeps its reason.
     pub fn attach(&mut self, probe: &Probe) {
         for status in self.hooks.iter_mut().filter(|status| status.probe.name == probe.name) {
-            if status.reason != "not attached yet" {
+            if status.reason != WAITING {
                 continue;
             }
-            let program: Option<&mut BtfTracePoint> =
-                self.ebpf.program_mut(status.hook.program).and_then(|program| program.try_into().ok());
-            let Some(program) = program else { continue };
-            let link = program.attach().and_then(|id| program.take_link(id));
-            match link {
+            let Some(program) = self.ebpf.program_mut(status.program) else { continue };
+            match attach(program, status.hook.tracepoint) {
                 Ok(link) => {
                     self.links.push(link);
                     status.reason.clear();
@@ -243,9 +240,78 @@ impl Kernel {
         &self.sizes
     }
 
-    /// The loaded object, for its log map and for what the kernel says of its programs.
-    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// Takes over the kernel side's rare messages, to be carried into the agent's own log.
+    ///
+    /// # Errors
+    /// The object has no log, or it was taken already.
+    pub fn take_log(&mut self) -> Result<KernelLog, String> {
+        EbpfLogger::init(&mut self.ebpf).map(KernelLog).map_err(|error| chain(&error))
+    }
+
+    /// Verified instructions of each loaded program, by name; `None` where the kernel does not tell (before 5.16).
+    pub fn verified_instructions(&self) -> Vec<(String, Option<u32>)> {
+        let count = |(name, program): (&str, &Program)| {
+            Some((name.to_owned(), program.info().ok()?.verified_instruction_count()))
+        };
+        self.ebpf.programs().filter_map(count).collect()
+    }
+}
+
+/// The kernel side's rare messages.
+pub struct KernelLog(EbpfLogger<&'static dyn ::log::Log>);
+
+impl KernelLog {
+    /// Writes what came since the last call into the agent's log.
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+}
+
+/// Loads the program of a hook, or its twin.
+fn load_hook(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    probe: &'static Probe,
+    hook: &'static Hook,
+    twin_only: bool,
+) -> Result<HookStatus, LoadError> {
+    let refused = if twin_only {
+        "BTF tracepoints are switched off by `kernel.attach`".to_owned()
+    } else {
+        let program: &mut BtfTracePoint = ebpf
+            .program_mut(hook.program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(LoadError::Missing(hook.program))?;
+        match program.load(hook.tracepoint, btf) {
+            Ok(()) => {
+                return Ok(HookStatus { probe, hook, program: hook.program, reason: WAITING.to_owned() });
+            }
+            Err(error) => explain(&error),
+        }
+    };
+    let Some(twin) = hook.raw_twin else {
+        return Ok(HookStatus { probe, hook, program: hook.program, reason: refused });
+    };
+    let program: &mut RawTracePoint =
+        ebpf.program_mut(twin).and_then(|program| program.try_into().ok()).ok_or(LoadError::Missing(twin))?;
+    let reason = match program.load() {
+        Ok(()) => WAITING.to_owned(),
+        Err(error) => format!("{refused}; and as a raw tracepoint: {}", explain(&error)),
+    };
+    Ok(HookStatus { probe, hook, program: twin, reason })
+}
+
+fn attach(program: &mut Program, tracepoint: &str) -> Result<FdLink, ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => {
+            let id = program.attach()?;
+            Ok(program.take_link(id)?.into())
+        }
+        Program::RawTracePoint(program) => {
+            let id = program.attach(tracepoint)?;
+            Ok(program.take_link(id)?.into())
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 

@@ -18,6 +18,8 @@ use crate::family::Family;
 pub struct Hook {
     /// Name of the program in the object.
     pub program: &'static str,
+    /// Program that does the same on a raw tracepoint, with helpers only; `None` where it cannot be done.
+    pub raw_twin: Option<&'static str>,
     /// Name of the tracepoint.
     pub tracepoint: &'static str,
     /// The tracepoint's prototype in the newest kernel we know, and since when it has that form.
@@ -85,7 +87,9 @@ mod tests {
         }
         for probe in ALL {
             for hook in probe.hooks {
-                assert!(hook.program.len() <= 15, "`{}` would be cut by the kernel", hook.program);
+                for program in std::iter::once(hook.program).chain(hook.raw_twin) {
+                    assert!(program.len() <= 15, "`{program}` would be cut by the kernel");
+                }
                 assert!(hook.prototype.contains(hook.tracepoint));
             }
         }

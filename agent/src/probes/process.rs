@@ -35,18 +35,21 @@ pub static PROBE: Probe = Probe {
     hooks: &[
         Hook {
             program: "process_fork",
+            raw_twin: None,
             tracepoint: "sched_process_fork",
             prototype: "sched_process_fork(struct task_struct *parent, struct task_struct *child), since 2.6.32",
             optional: false,
         },
         Hook {
             program: "process_exec",
+            raw_twin: Some("raw_exec"),
             tracepoint: "sched_process_exec",
             prototype: "sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm), since 3.4",
             optional: true,
         },
         Hook {
             program: "process_exit",
+            raw_twin: Some("raw_exit"),
             tracepoint: "sched_process_exit",
             prototype: "sched_process_exit(struct task_struct *p, bool group_dead), since 6.16; without group_dead before",
             optional: true,

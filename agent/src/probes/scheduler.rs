@@ -63,6 +63,7 @@ pub static PROBE: Probe = Probe {
     hooks: &[
         Hook {
             program: "sched_switch",
+            raw_twin: Some("raw_switch"),
             tracepoint: "sched_switch",
             prototype: "sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next, \
                         unsigned int prev_state), since 5.18; without prev_state before",
@@ -70,18 +71,21 @@ pub static PROBE: Probe = Probe {
         },
         Hook {
             program: "sched_wakeup",
+            raw_twin: None,
             tracepoint: "sched_wakeup",
             prototype: "sched_wakeup(struct task_struct *p), since 4.4",
             optional: false,
         },
         Hook {
             program: "wakeup_new",
+            raw_twin: None,
             tracepoint: "sched_wakeup_new",
             prototype: "sched_wakeup_new(struct task_struct *p), since 4.4",
             optional: false,
         },
         Hook {
             program: "sched_migrate",
+            raw_twin: None,
             tracepoint: "sched_migrate_task",
             prototype: "sched_migrate_task(struct task_struct *p, int dest_cpu), since 2.6.32",
             optional: true,

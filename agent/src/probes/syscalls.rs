@@ -52,12 +52,14 @@ pub static PROBE: Probe = Probe {
     hooks: &[
         Hook {
             program: "sys_enter",
+            raw_twin: Some("raw_sys_enter"),
             tracepoint: "sys_enter",
             prototype: "sys_enter(struct pt_regs *regs, long id), since 2.6.32",
             optional: false,
         },
         Hook {
             program: "sys_exit",
+            raw_twin: Some("raw_sys_exit"),
             tracepoint: "sys_exit",
             prototype: "sys_exit(struct pt_regs *regs, long ret), since 2.6.32",
             optional: false,

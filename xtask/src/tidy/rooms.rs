@@ -23,6 +23,7 @@ const fn kernel_room(name: &'static str, may_use: &'static [&'static str]) -> Ro
 const ROOMS: &[Room] = &[
     room("adapt", &[]),
     room("btf", &[]),
+    room("escape", &[]),
     room("family", &[]),
     room("identity", &["family"]),
     room("lifecycle", &[]),
@@ -31,18 +32,20 @@ const ROOMS: &[Room] = &[
     kernel_room("probes", &["btf", "config", "family"]),
     kernel_room("drain", &["config", "probes"]),
     // Its families and handles: attribution writes into it, so it knows no attribution.
-    room("registry", &["family"]),
+    room("registry", &["escape", "family"]),
     room("attribute", &["config", "drain", "family", "identity", "names", "probes", "registry"]),
-    room("exposition", &["family", "registry"]),
-    room("selfmetrics", &["exposition", "family", "registry"]),
-    room("health", &["adapt", "drain", "exposition", "probes", "registry", "selfmetrics"]),
-    room("serve", &["config", "exposition", "family", "health", "registry", "selfmetrics"]),
+    room("exposition", &["escape", "family", "registry"]),
+    room("selfmetrics", &["escape", "exposition", "family", "registry"]),
+    room("serve", &["exposition", "registry", "selfmetrics"]),
+    room("table", &["family", "probes", "registry"]),
+    room("log", &["config"]),
+    room("docs", &["exposition", "family", "probes", "selfmetrics"]),
 ];
 
 /// Files that wire the rooms and may name all of them, but not `aya`.
 const WIRING: [&str; 2] = ["agent/src/lib.rs", "agent/src/main.rs"];
 /// Rooms that wire others.
-const WIRING_ROOMS: [&str; 2] = ["cli", "run"];
+const WIRING_ROOMS: [&str; 4] = ["cli", "doctor", "engine", "run"];
 
 /// Checks one file.
 pub fn check(source: &Source, complaints: &mut Vec<String>) {
