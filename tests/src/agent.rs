@@ -99,8 +99,7 @@ pub const CONSERVED: [&str; 14] = [
     "syscall_enter",
     "syscall_exit",
     "syscall_error",
-    "switch_voluntary",
-    "switch_involuntary",
+    "switches",
     "cpu_ns",
     "waits",
     "wait_ns",
@@ -110,6 +109,7 @@ pub const CONSERVED: [&str; 14] = [
     "threads",
     "exec",
     "exited",
+    "moved",
 ];
 
 /// A running agent.
@@ -248,24 +248,22 @@ impl Agent {
         Ok(scrape)
     }
 
-    /// A scrape of a snapshot that was taken after this call.
+    /// A scrape of a snapshot whose drain began after this call.
     ///
     /// # Errors
     /// When none comes in time.
     pub fn fresh(&self) -> Result<Scrape> {
-        let asked = Instant::now();
-        let until = asked + ARRIVAL;
+        const DRAINS: &str = "kernmeter_drain_duration_seconds_count";
+        let until = Instant::now() + ARRIVAL;
+        let before = self.scrape()?.count(DRAINS, &[]);
         loop {
-            std::thread::sleep(Duration::from_millis(50));
-            // The age is as of the answer; measured against a time before the request, it cannot make a snapshot younger.
-            let since = asked.elapsed().as_secs_f64();
+            std::thread::sleep(Duration::from_millis(20));
             let scrape = self.scrape()?;
-            let age = scrape.sum("kernmeter_snapshot_age_seconds", &[]);
-            ensure!(scrape.find("kernmeter_snapshot_age_seconds", &[]).count() == 1, "no snapshot age");
-            if age < since {
+            // One drain may have been under way when it was asked for.
+            if scrape.count(DRAINS, &[]) >= before + 2 {
                 return Ok(scrape);
             }
-            ensure!(Instant::now() < until, "the snapshot is {age} s old after {ARRIVAL:?}");
+            ensure!(Instant::now() < until, "no drain in {ARRIVAL:?}");
         }
     }
 

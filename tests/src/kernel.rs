@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::skip;
 
 /// What the kernel says about one task or the tasks of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -132,6 +135,31 @@ fn walk(dir: &Path, into: &mut BTreeSet<PathBuf>) {
             walk(&path, into);
         }
         into.insert(path);
+    }
+}
+
+/// Nothing BPF is there that was not there before. The kernel frees what a dead process held a moment later.
+///
+/// # Errors
+/// What is left; or a skip when another process has come to hold BPF objects meanwhile.
+pub fn check_nothing_left(before: &BpfObjects) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = bpf_objects()?;
+        let ids: BTreeSet<_> = now.ids.difference(&before.ids).copied().collect();
+        let pins: Vec<_> = now.pins.difference(&before.pins).collect();
+        ensure!(pins.is_empty(), "left pinned: {pins:?}");
+        if ids.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let holders = bpf_holders();
+            if holders.is_empty() {
+                bail!("left in the kernel: {ids:?}");
+            }
+            skip!("processes {holders:?} came to hold BPF objects meanwhile");
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kernmeter_tests::agent::program;
-use kernmeter_tests::kernel::bpf_objects;
+use kernmeter_tests::kernel::{bpf_objects, check_nothing_left};
 use kernmeter_tests::settings::TempDir;
 use kernmeter_tests::{Hierarchy, Outcome, Settings, Workload, trials};
 
@@ -34,8 +34,7 @@ fn doctor_finds_everything_in_order() -> Outcome {
     for probe in ["syscalls", "scheduler", "process", "cgroup"] {
         ensure!(text.contains(probe), "doctor says nothing of {probe}:\n{text}");
     }
-    ensure!(bpf_objects()? == before, "doctor has left something");
-    Ok(())
+    check_nothing_left(&before)
 }
 
 fn the_default_configuration_is_valid() -> Outcome {
@@ -86,8 +85,7 @@ fn a_snapshot_is_exact() -> Outcome {
     let own = own.with_context(|| format!("no tenant \"snapped\" in {text}"))?;
     let calls = own["syscalls"].as_u64().with_context(|| format!("no \"syscalls\" in {own}"))?;
     ensure!(calls >= 101_000, "{calls} calls of a tenant that made 101,000");
-    ensure!(bpf_objects()?.ids.is_subset(&before.ids), "snapshot has left something");
-    Ok(())
+    check_nothing_left(&before)
 }
 
 fn a_snapshot_is_a_table() -> Outcome {

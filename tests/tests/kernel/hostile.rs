@@ -35,7 +35,9 @@ fn names_never_break_a_scrape() -> Outcome {
     all.extend(names.iter().filter(|n| n.len() < 240).map(|n| [n, b".service".as_slice()].concat()));
     let hierarchy = Hierarchy::new()?;
     let older: Vec<Cgroup> = all.iter().filter_map(|n| hierarchy.tenant(OsStr::from_bytes(n)).ok()).collect();
-    let agent = Agent::start(&Settings::new(&hierarchy).section("detail: {default: container}"))?;
+    let settings = Settings::new(&hierarchy)
+        .section("detail: {default: container}\nlimits: {series_per_tenant: 100000}");
+    let agent = Agent::start(&settings)?;
     // Once met by the start-up scan, once seen to be made.
     for cgroup in older {
         let (workload, _) = Workload::run(&cgroup, &["syscalls", "--getppid", "100"])?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kernmeter_tests::agent::program;
-use kernmeter_tests::kernel::bpf_objects;
+use kernmeter_tests::kernel::{bpf_objects, check_nothing_left};
 use kernmeter_tests::settings::TempDir;
 use kernmeter_tests::{Outcome, trials};
 
@@ -72,9 +72,7 @@ fn check(what: &str, command: &mut Command, code: i32, mentions: &[&str]) -> Out
         !said.contains("msg=listening") && !said.contains("msg=\"listening\""),
         "{what}: it listened: {said}"
     );
-    let left: Vec<_> = bpf_objects()?.ids.difference(&before.ids).copied().collect();
-    ensure!(left.is_empty(), "{what}: left in the kernel: {left:?}");
-    Ok(())
+    check_nothing_left(&before)
 }
 
 /// All failures of a table at once.
@@ -90,21 +88,33 @@ fn configuration_that_is_wrong() -> Outcome {
         ("unknown key", "tenantz: {}\n", &["tenantz"]),
         ("misspelt key", "drain:\n  intervalls: {normal: 1s}\n", &["intervalls"]),
         ("unknown key in a rule", "tenants: {rules: [{match: {cgruop: \"/a\"}, tenant: a}]}\n", &["cgruop"]),
-        ("bad glob", "tenants: {rules: [{match: {cgroup: \"/a/[b\"}, tenant: a}]}\n", &["/a/[b"]),
-        ("unclosed capture", "tenants: {rules: [{match: {cgroup: \"/a/{b\"}, tenant: a}]}\n", &["/a/{b"]),
+        (
+            "bad glob",
+            "tenants: {rules: [{match: {cgroup: \"/a/[b\"}, tenant: a}]}\n",
+            &["match.cgroup", "character 4"],
+        ),
+        (
+            "unclosed capture",
+            "tenants: {rules: [{match: {cgroup: \"/a/{b\"}, tenant: a}]}\n",
+            &["match.cgroup", "character 4"],
+        ),
         (
             "capture that is not there",
             "tenants: {rules: [{match: {cgroup: \"/{a}\"}, tenant: \"{b}\"}]}\n",
             &["b"],
         ),
-        ("reserved tenant", "tenants: {rules: [{match: {cgroup: \"/a\"}, tenant: _host}]}\n", &["_host"]),
+        (
+            "reserved tenant",
+            "tenants: {rules: [{match: {cgroup: \"/a\"}, tenant: _host}]}\n",
+            &["rules[0].tenant", "reserved"],
+        ),
         ("no interval", "drain: {intervals: {normal: 0s}}\n", &["normal"]),
         ("negative interval", "drain: {intervals: {normal: -5s}}\n", &["-5"]),
         ("endless interval", "drain: {intervals: {normal: 99999h}}\n", &["normal"]),
         ("interval without unit", "drain: {intervals: {normal: soon}}\n", &["soon"]),
         ("slots out of range", "kernel: {slots: 100000000}\n", &["slots"]),
         ("no slots", "kernel: {slots: 0}\n", &["slots"]),
-        ("wrong type", "kernel: [1, 2]\n", &["kernel"]),
+        ("wrong type", "kernel: [1, 2]\n", &[":1:9"]),
         ("unknown detail", "detail: {default: everything}\n", &["everything"]),
         ("unknown family", "detail: {families: {kernmeter_nonsense: tenant}}\n", &["kernmeter_nonsense"]),
         ("not YAML", "drain: {intervals: [\n", &[]),
@@ -165,8 +175,7 @@ fn command_lines_that_are_wrong() -> Outcome {
             refusal.stderr
         );
     }
-    ensure!(bpf_objects()?.ids.is_subset(&before.ids), "something was left in the kernel");
-    Ok(())
+    check_nothing_left(&before)
 }
 
 fn a_port_in_use() -> Outcome {
@@ -213,6 +222,5 @@ fn a_budget_too_small() -> Outcome {
     let code = refusal.code;
     ensure!(code == Some(USAGE) || code == Some(RUNTIME), "exit code {code:?}: {}", refusal.stderr);
     ensure!(refusal.stderr.contains("memory_budget"), "memory_budget is not named: {}", refusal.stderr);
-    ensure!(bpf_objects()?.ids.is_subset(&before.ids), "something was left in the kernel");
-    Ok(())
+    check_nothing_left(&before)
 }

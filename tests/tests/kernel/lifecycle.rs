@@ -1,12 +1,11 @@
 //! The agent comes and goes without a trace, and takes the last counts with it in its log.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use kernmeter_tests::kernel::{BpfObjects, bpf_holders, bpf_objects, descriptors};
+use anyhow::{Context, Result, ensure};
+use kernmeter_tests::kernel::{bpf_objects, check_nothing_left, descriptors};
 use kernmeter_tests::settings::rule;
-use kernmeter_tests::{Agent, Hierarchy, Outcome, Settings, Workload, skip, trials};
+use kernmeter_tests::{Agent, Hierarchy, Outcome, Settings, Workload, trials};
 
 use crate::counting::calls;
 
@@ -25,28 +24,6 @@ fn cycles() -> Result<u32> {
     match std::env::var("KERNMETER_TEST_CYCLES") {
         Ok(text) => text.parse().with_context(|| format!("bad KERNMETER_TEST_CYCLES {text:?}")),
         Err(_) => Ok(200),
-    }
-}
-
-/// Nothing BPF is there that was not there before. The kernel frees what a dead process held a moment later.
-fn check_nothing_left(before: &BpfObjects) -> Outcome {
-    let until = Instant::now() + Duration::from_secs(10);
-    loop {
-        let now = bpf_objects()?;
-        let ids: BTreeSet<_> = now.ids.difference(&before.ids).copied().collect();
-        let pins: Vec<_> = now.pins.difference(&before.pins).collect();
-        ensure!(pins.is_empty(), "left pinned: {pins:?}");
-        if ids.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > until {
-            let holders = bpf_holders();
-            if holders.is_empty() {
-                bail!("left in the kernel: {ids:?}");
-            }
-            skip!("processes {holders:?} came to hold BPF objects meanwhile");
-        }
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -1,0 +1,326 @@
+//! In: a machine that is set up; out: whether the agent, run as its users run it, counts exactly on this kernel. One
+//! function per finding; bounds on times suit software emulation.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kernmeter_tests::kernel::{bpf_objects, task_times};
+use kernmeter_tests::{Agent, Hierarchy, Scrape, Settings, Workload, agent, skip};
+
+use crate::machine::Variant;
+
+type Check = (&'static str, fn() -> Result<()>);
+
+const SYSCALLS: &str = "kernmeter_syscalls_total";
+const DURATION: &str = "kernmeter_syscall_duration_seconds";
+const LOST: &str = "kernmeter_events_lost_total";
+
+/// What is checked on a machine of this variant, in this order.
+pub fn all(variant: Variant) -> Vec<Check> {
+    let mut checks: Vec<Check> = vec![("doctor", doctor), ("start", start)];
+    if variant == Variant::V1Only || variant == Variant::NoBtf {
+        return checks;
+    }
+    checks.extend([
+        ("exact counts", exact_counts as fn() -> Result<()>),
+        ("short cgroups", short_cgroups),
+        ("processes", processes),
+        ("cpu time", cpu_time),
+        ("blocked time", blocked_time),
+        ("histogram", histogram),
+        ("conservation", conservation),
+        ("clean exit", clean_exit),
+    ]);
+    if variant == Variant::Hotplug {
+        checks.push(("cpus come and go", cpus_come_and_go));
+    }
+    checks
+}
+
+/// `kernmeter doctor --json` answers, and says why where it says no.
+fn doctor() -> Result<()> {
+    let output = Command::new(agent::program()).args(["doctor", "--json"]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let report: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("answer {text:?}"))?;
+    let checks = report["checks"].as_array().context("no checks")?;
+    ensure!(checks.len() >= 6, "{} checks only", checks.len());
+    let mut failed = Vec::new();
+    for check in checks {
+        let of = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
+        println!("doctor: {} {}: {} {}", of("outcome"), of("name"), of("found"), of("remedy"));
+        if of("outcome") == "fail" {
+            failed.push(format!("{}: {}; {}", of("name"), of("found"), of("remedy")));
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join(" | "));
+    Ok(())
+}
+
+/// The agent starts and attaches every probe.
+fn start() -> Result<()> {
+    let hierarchy = Hierarchy::new();
+    // Without a hierarchy of version 2 the agent itself must say what is wrong.
+    let Ok(hierarchy) = hierarchy else { return starts_in_vain() };
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let scrape = agent.fresh()?;
+    let detached: Vec<String> = scrape
+        .find("kernmeter_probe_attached", &[])
+        .filter(|sample| sample.value() == 0.0)
+        .map(|sample| format!("{:?}", sample.labels))
+        .collect();
+    ensure!(detached.is_empty(), "not attached: {}", detached.join(", "));
+    let bytes = scrape.count("kernmeter_map_memory_bytes", &[]);
+    let resident = kernmeter_tests::kernel::resident(agent.pid())?;
+    println!("map bytes {bytes}, resident {resident}");
+    stop(agent)
+}
+
+fn starts_in_vain() -> Result<()> {
+    let output = Command::new(agent::program()).args(["run"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    bail!("it ended with {}: {said}", output.status)
+}
+
+/// Stops the agent; the conserved totals must agree.
+fn stop(agent: Agent) -> Result<()> {
+    agent.stop_conserved().map(|_| ())
+}
+
+fn calls(scrape: &Scrape, tenant: &str, syscall: &str) -> u64 {
+    scrape.count(SYSCALLS, &[("tenant_id", tenant), ("syscall", syscall)])
+}
+
+/// 20,000 calls and 500 errors in a cgroup that is removed right after.
+fn exact_counts() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("exact")?;
+    let args = ["syscalls", "--getppid", "20000", "--openat-fail", "500"];
+    let (workload, _) = Workload::run(&tenant, &args)?;
+    workload.finish()?;
+    tenant.remove()?;
+    let scrape = agent.settle(20_000, |s| calls(s, "exact", "getppid"))?;
+    let own = [("tenant_id", "exact"), ("syscall", "openat"), ("errno", "ENAMETOOLONG")];
+    let errors = scrape.count("kernmeter_syscall_errors_total", &own);
+    ensure!(errors == 500, "{errors} errors instead of 500");
+    let own = [("tenant_id", "exact"), ("syscall", "getppid")];
+    let finished = scrape.count(&format!("{DURATION}_count"), &own);
+    ensure!(finished == 20_000, "{finished} durations of 20000 calls");
+    stop(agent)
+}
+
+/// Three times as many cgroups as slots, each gone after moments; every count arrives.
+fn short_cgroups() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy).section("kernel: {slots: 40}"))?;
+    let parent = hierarchy.tenant("parent")?;
+    let root = hierarchy.own().dir().to_string_lossy().into_owned();
+    for round in 1..=6u64 {
+        let prefix = format!("r{round}");
+        let args = ["swarm", "--root", &root, "--count", "20", "--calls", "100", "--prefix", &prefix];
+        let (workload, _) = Workload::run(&parent, &args)?;
+        workload.finish()?;
+        agent.settle(round * 2000, |s| {
+            let all = s.find(SYSCALLS, &[("syscall", "getppid")]);
+            let ours = all.filter(|s| s.label("tenant_id").is_some_and(|tenant| tenant.starts_with('r')));
+            ours.map(|s| s.value() as u64).sum()
+        })?;
+        for _ in 0..3 {
+            agent.fresh()?;
+        }
+    }
+    let scrape = agent.fresh()?;
+    for tenant in (1..=6).flat_map(|round| (0..20).map(move |n| format!("r{round}-{n}"))) {
+        let seen = calls(&scrape, &tenant, "getppid");
+        ensure!(seen == 100, "{seen} calls of {tenant} instead of 100");
+    }
+    let refused = scrape.count(LOST, &[("reason", "slot_exhausted")]);
+    ensure!(refused == 0, "{refused} cgroups found no slot");
+    stop(agent)
+}
+
+/// Forks, threads, programs and ends in exact numbers.
+fn processes() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("family")?;
+    let args = ["processes", "--forks", "40", "--threads", "20", "--execs", "10"];
+    let (workload, _) = Workload::run(&tenant, &args)?;
+    workload.finish()?;
+    let count = |scrape: &Scrape, what: &str| {
+        scrape.count(&format!("kernmeter_{what}_total"), &[("tenant_id", "family")])
+    };
+    let scrape = agent.settle(51, |s| count(s, "processes_exited"))?;
+    let seen = ["processes_forked", "threads_started", "processes_exec"].map(|what| count(&scrape, what));
+    // The first process may be billed to the cgroup it was made from.
+    ensure!(
+        seen == [50, 20, 11] || seen == [51, 20, 11],
+        "forks, threads, execs {seen:?} instead of [50, 20, 11]"
+    );
+    let tasks = scrape.sum("kernmeter_tasks", &[("tenant_id", "family")]);
+    ensure!(tasks == 0.0, "{tasks} tasks left over");
+    stop(agent)
+}
+
+/// Time on a CPU and switches of a task that is still there agree with the kernel's own account.
+fn cpu_time() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("spin")?;
+    let (workload, _) = Workload::run(&tenant, &["spin", "--threads", "2", "--cpu", "0", "--ms", "500"])?;
+    std::thread::sleep(Duration::from_millis(100));
+    let scrape = agent.fresh()?;
+    let own = [("tenant_id", "spin")];
+    let times = task_times(workload.pid())?;
+    for (what, seen, expected) in [
+        ("on a CPU", scrape.sum("kernmeter_cpu_seconds_total", &own), times.cpu),
+        ("waiting for one", scrape.sum("kernmeter_runqueue_wait_seconds_sum", &own), times.wait),
+    ] {
+        println!("{what}: {seen} s, the kernel says {expected} s");
+        ensure!((seen - expected).abs() <= expected * 0.05, "{what} {seen} s, the kernel says {expected} s");
+    }
+    let switches =
+        |kind| scrape.count("kernmeter_context_switches_total", &[("tenant_id", "spin"), ("kind", kind)]);
+    let seen = (switches("voluntary"), switches("involuntary"));
+    let expected = (times.voluntary, times.involuntary);
+    ensure!(seen == expected, "switches {seen:?}, the kernel says {expected:?}");
+    workload.finish()?;
+    stop(agent)
+}
+
+/// Nanoseconds the workload measured itself.
+fn measured(lines: &[String]) -> Result<Vec<f64>> {
+    let ns = lines.iter().filter_map(|line| line.strip_prefix("ns="));
+    ns.map(|text| Ok(text.parse::<f64>().context("bad ns")? / 1e9)).collect()
+}
+
+/// A sleep of half a second is blocked time of nanosleep.
+fn blocked_time() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("asleep")?;
+    let (workload, lines) = Workload::run(&tenant, &["sleep", "--ms", "500"])?;
+    let took = measured(&lines)?.iter().sum::<f64>();
+    let scrape = agent.fresh()?;
+    let own = [("tenant_id", "asleep"), ("syscall", "nanosleep")];
+    let blocked = scrape.sum("kernmeter_blocked_seconds_total", &own);
+    println!("blocked {blocked} s, measured {took} s");
+    ensure!((0.5 * 0.98..=took).contains(&blocked), "blocked {blocked} s, measured {took} s");
+    workload.finish()?;
+    stop(agent)
+}
+
+/// Five sleeps lie in the buckets of their durations as measured from outside.
+fn histogram() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("sleeps")?;
+    let (workload, lines) = Workload::run(&tenant, &["sleep", "--ms", "100", "--times", "5"])?;
+    let measured = measured(&lines)?;
+    let scrape = agent.fresh()?;
+    let own = [("tenant_id", "sleeps"), ("syscall", "nanosleep")];
+    let series = scrape.series(DURATION, &own)?;
+    ensure!(series.len() == 1, "{} series of one syscall", series.len());
+    let longest = measured.iter().fold(0.0, |a: f64, b| a.max(*b));
+    let filled: Vec<_> = series[0].buckets.iter().filter(|bucket| bucket.1 > 0).collect();
+    let count: u64 = filled.iter().map(|bucket| bucket.1).sum();
+    ensure!(count == 5, "{count} calls in buckets instead of 5");
+    // The bucket of a duration: the first bound that is not below it.
+    let bound = |value: f64| series[0].buckets.iter().map(|bucket| bucket.0).find(|le| *le >= value);
+    let (least, most) = (bound(0.1), bound(longest));
+    ensure!(
+        filled.iter().all(|bucket| Some(bucket.0) >= least && Some(bucket.0) <= most),
+        "5 sleeps of 0.1 to {longest} s are in {filled:?}"
+    );
+    workload.finish()?;
+    stop(agent)
+}
+
+/// Under load from all sides, what tenants got adds up to what the kernel saw.
+fn conservation() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenants = [hierarchy.tenant("left")?, hierarchy.tenant("right")?];
+    let mut workloads = Vec::new();
+    for tenant in &tenants {
+        let mut workload = Workload::spawn(tenant, &["flood", "--forks"])?;
+        workload.go()?;
+        workloads.push(workload);
+    }
+    for _ in 0..3 {
+        agent.fresh()?;
+    }
+    for workload in workloads {
+        workload.kill()?;
+    }
+    let scrape = agent.fresh()?;
+    for tenant in ["left", "right"] {
+        let seen = scrape.count(SYSCALLS, &[("tenant_id", tenant)]);
+        ensure!(seen > 100, "{seen} calls of `{tenant}` under load");
+    }
+    stop(agent)
+}
+
+/// Nothing of the agent's stays in the kernel, whether it was asked to go or killed.
+fn clean_exit() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let before = bpf_objects()?;
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        let mut agent = Agent::start(&Settings::new(&hierarchy))?;
+        ensure!(bpf_objects()? != before, "the agent loaded nothing");
+        agent.stop_by(signal)?;
+        // The kernel frees programs after a grace period.
+        let mut left = bpf_objects()?;
+        for _ in 0..100 {
+            if left == before {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            left = bpf_objects()?;
+        }
+        ensure!(
+            left == before,
+            "{} objects before, {} after signal {signal}",
+            before.ids.len(),
+            left.ids.len()
+        );
+    }
+    Ok(())
+}
+
+/// A CPU leaves and returns six times while two tenants work; each call is counted.
+fn cpus_come_and_go() -> Result<()> {
+    const CALLS: u64 = 200_000;
+    const CPU1: &str = "/sys/devices/system/cpu/cpu1/online";
+    if fs::read_to_string(CPU1).is_err() {
+        skip!("the machine has no second CPU that can be taken away");
+    }
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenants = [hierarchy.tenant("left")?, hierarchy.tenant("right")?];
+    let number = CALLS.to_string();
+    let mut workloads = Vec::new();
+    for tenant in &tenants {
+        let args = ["syscalls", "--getppid", &number, "--rounds", "200", "--pause-ms", "1"];
+        let mut workload = Workload::spawn(tenant, &args)?;
+        workload.go()?;
+        workloads.push(workload);
+    }
+    for _ in 0..6 {
+        for state in ["0", "1"] {
+            fs::write(CPU1, state).with_context(|| format!("write {state} to {CPU1}"))?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    for mut workload in workloads {
+        workload.results()?;
+        workload.finish()?;
+    }
+    for tenant in ["left", "right"] {
+        agent.settle(CALLS, |s| calls(s, tenant, "getppid"))?;
+    }
+    stop(agent)
+}

@@ -1,0 +1,126 @@
+//! In: the variant named on the kernel's command line; out: a machine set up that way (mounts, loopback), and its end.
+//! Knows no checks.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+
+use anyhow::{Context, Result, ensure};
+
+/// How the machine is set up, besides its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// cgroup v2 alone.
+    Plain,
+    /// Version 1 controllers with the v2 hierarchy beside them.
+    Hybrid,
+    /// Version 1 controllers alone.
+    V1Only,
+    /// No type information.
+    NoBtf,
+    /// CPUs go and come under load.
+    Hotplug,
+}
+
+impl Variant {
+    fn of(name: &str) -> Self {
+        match name {
+            "hybrid" => Self::Hybrid,
+            "v1-only" => Self::V1Only,
+            "no-btf" => Self::NoBtf,
+            "hotplug" => Self::Hotplug,
+            // The others differ by the command line or by the machine only.
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// Mounts what the kernel's command line asks for and brings up the loopback device.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn set_up() -> Result<Variant> {
+    mount("proc", "/proc")?;
+    mount("sysfs", "/sys")?;
+    // The kernel may have mounted it.
+    let _ = mount("devtmpfs", "/dev");
+    let line = fs::read_to_string("/proc/cmdline").context("read the command line")?;
+    let name = line.split_whitespace().find_map(|word| word.strip_prefix("kernmeter.variant="));
+    let variant = Variant::of(name.unwrap_or_default());
+    // Absent where the kernel is locked down, or not built in.
+    let _ = mount("tracefs", "/sys/kernel/tracing");
+    let _ = mount("bpf", "/sys/fs/bpf");
+    let _ = mount("securityfs", "/sys/kernel/security");
+    match variant {
+        Variant::Hybrid => {
+            version_1()?;
+            mount("cgroup2", "/sys/fs/cgroup/unified")?;
+        }
+        Variant::V1Only => version_1()?,
+        _ => mount("cgroup2", "/sys/fs/cgroup")?,
+    }
+    if variant == Variant::NoBtf {
+        mount("tmpfs", "/sys/kernel/btf")?;
+    }
+    loopback().context("bring up the loopback device")?;
+    Ok(variant)
+}
+
+/// Controllers of version 1 as systemd mounts them.
+fn version_1() -> Result<()> {
+    mount("tmpfs", "/sys/fs/cgroup")?;
+    for controller in ["cpu,cpuacct", "memory", "pids"] {
+        mount_with("cgroup", &format!("/sys/fs/cgroup/{controller}"), controller)?;
+    }
+    mount_with("cgroup", "/sys/fs/cgroup/systemd", "none,name=systemd")
+}
+
+fn mount(kind: &str, at: &str) -> Result<()> {
+    mount_with(kind, at, "")
+}
+
+fn mount_with(kind: &str, at: &str, options: &str) -> Result<()> {
+    let _ = fs::create_dir_all(at);
+    let (kind_text, at_text) = (CString::new(kind)?, CString::new(at)?);
+    let options = CString::new(options)?;
+    // SAFETY: every pointer is to a live, null-terminated string.
+    let r = unsafe {
+        libc::mount(kind_text.as_ptr(), at_text.as_ptr(), kind_text.as_ptr(), 0, options.as_ptr().cast())
+    };
+    ensure!(r == 0, "mount {kind} at {at}: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+fn loopback() -> Result<()> {
+    // SAFETY: all-zero is a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: a socket has no preconditions; the request lives longer than the call that reads it.
+    let r = unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        let r = libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request);
+        libc::close(socket);
+        r
+    };
+    ensure!(r == 0, "{}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// The kernel's release.
+pub fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Ends the machine.
+pub fn end() -> ! {
+    // SAFETY: nothing of this machine is worth keeping; the call does not return.
+    unsafe {
+        libc::sync();
+        libc::reboot(libc::RB_AUTOBOOT);
+    }
+    // Only when the kernel refuses, which it tells on its console.
+    std::process::exit(1)
+}

@@ -1,0 +1,56 @@
+//! In: a freshly booted kernel that has started us as its first process; out: a line per finding over the second serial
+//! port, then the end of the machine. Knows nothing of the host it runs on.
+
+mod checks;
+mod machine;
+mod programs;
+mod report;
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use kernmeter_tests::{Skip, workload};
+
+use machine::Variant;
+use report::Report;
+
+fn main() {
+    let outcome = meter();
+    if let Err(error) = outcome {
+        // The port may be what is missing: the console is always there.
+        println!("vm: {error:#}");
+    }
+    machine::end()
+}
+
+fn meter() -> Result<()> {
+    let variant = machine::set_up()?;
+    let mut report = Report::open()?;
+    report.line(&format!("kernel {}", machine::release()));
+    // SAFETY: no other thread was started yet.
+    unsafe { std::env::set_var("KERNMETER_BIN", "/bin/kernmeter") };
+    workload::set_program(Path::new("/bin/workload"));
+    run(&mut report, "programs", programs::check);
+    for (name, check) in checks::all(variant) {
+        run(&mut report, name, |_| check());
+    }
+    report.line("end");
+    Ok(())
+}
+
+/// One check, one line.
+fn run(report: &mut Report, name: &str, check: impl FnOnce(&mut Report) -> Result<()>) {
+    println!("--- {name}");
+    let begin = Instant::now();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(report)))
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see the console")));
+    let took = begin.elapsed().as_millis();
+    match outcome {
+        Ok(()) => report.line(&format!("ok {name} {took} ms")),
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(Skip(reason)) => report.line(&format!("skip {name}: {reason}")),
+            None => report.line(&format!("not ok {name}: {error:#}")),
+        },
+    }
+}
