@@ -61,8 +61,16 @@ fn new_slot(
     let slot = match SLOT_FREE.pop() {
         Ok(Some(slot)) => slot,
         _ => {
-            row::lose(Loss::SlotExhausted);
-            warn!(ctx, "no free slot for a new cgroup: it is billed to the overflow slot");
+            let lost = row::lose(Loss::SlotExhausted);
+            // A message at the first, second, fourth, eighth: a storm of cgroups must not become one of messages.
+            if lost & lost.wrapping_sub(1) == 0 {
+                warn!(
+                    ctx,
+                    "no free slot for cgroup {}: it is billed to the overflow slot; {} so on this cpu",
+                    id,
+                    lost
+                );
+            }
             return CgroupRef { slot: SLOT_OVERFLOW, flags };
         }
     };

@@ -62,13 +62,15 @@ pub fn observe(buckets: &mut [u32; agent_ebpf::histogram::BUCKETS], ns: u64) {
     }
 }
 
-/// Counts a loss. Atomic: every hook counts them, also those that interrupt others.
+/// Counts a loss. Atomic: every hook counts them, also those that interrupt others. Returns how many this CPU has counted
+/// now, so that a message can be sent rarely.
 #[inline(always)]
-pub fn lose(reason: Loss) {
-    if let Some(losses) = LOSSES.get_ptr_mut(0) {
-        // SAFETY: a live map value; the index is a constant below the array's length.
-        add_atomic(unsafe { &mut (*losses).values[reason as usize] }, 1);
-    }
+pub fn lose(reason: Loss) -> u64 {
+    let Some(losses) = LOSSES.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a live map value; the index is a constant below the array's length.
+    let field = unsafe { &mut (*losses).values[reason as usize] };
+    add_atomic(field, 1);
+    *field
 }
 
 /// Adds to an independent total. Atomic where hooks that interrupt each other share it; none do today, and none may.

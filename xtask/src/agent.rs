@@ -83,6 +83,8 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
 }
 
 fn become_agent(binary: &std::path::Path, arguments: &[OsString]) -> Result<Infallible> {
-    let error = workspace::command(binary).arg("run").args(arguments).exec();
+    // The first look is for whoever tries it out; the agent as a service prints none.
+    let show = arguments.iter().all(|argument| argument != "--show").then_some("--show");
+    let error = workspace::command(binary).arg("run").args(show).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start \"{}\"", binary.display()))
 }
