@@ -72,7 +72,7 @@ pub struct SlotRow {
     /// Live tasks whose state is bound to this slot, as a wrapping difference per shard: only the sum over shards
     /// means anything. Atomic: written from several contexts.
     pub tasks: u64,
-    /// Tasks moved into a cgroup of this slot (`cgroup_attach_task`, `cgroup_transfer_tasks`). Atomic.
+    /// Moves of a task or a process into a cgroup of this slot (`cgroup_attach_task`, `cgroup_transfer_tasks`). Atomic.
     pub moved_in: u64,
     /// Time blocked outside any syscall (page faults, stops), nanoseconds (`sched_switch`); not for kernel threads.
     pub blocked_other_ns: u64,
@@ -264,7 +264,7 @@ numbered! {
         CgroupMkdir = "cgroup_mkdir",
         /// cgroups of the default hierarchy removed.
         CgroupRmdir = "cgroup_rmdir",
-        /// Tasks moved between cgroups.
+        /// Moves of a task or a process between cgroups.
         Moved = "moved",
     }
 }

@@ -77,7 +77,7 @@ fn exit(ret: i64) {
         // Entered before the agent came, or the first return of a new task.
         _ => {
             row::count(Total::SyscallExitUnmatched, 1);
-            // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace) are met here.
+            // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace, and leaves out some even there) are met here.
             let _ = TaskState::find_or_create(task);
             return;
         }

@@ -300,6 +300,11 @@ impl Engine {
         self.drain.slot_counts()
     }
 
+    /// Times slots were given back to new owners.
+    pub fn slot_generations(&self) -> u64 {
+        self.drain.generations()
+    }
+
     /// Rows in use: syscall rows, errno rows.
     pub fn rows_used(&self) -> (u32, u32) {
         self.drain.rows_used()

@@ -30,7 +30,7 @@ pub const REVISION: &str = env!("KERNMETER_REVISION");
 /// How often the host's load is read.
 const LOAD_TICK: Duration = Duration::from_secs(1);
 /// How often the agent looks whether slots run out.
-const PRESSURE_TICK: Duration = Duration::from_millis(100);
+const PRESSURE_TICK: Duration = Duration::from_millis(250);
 /// How long `--show` watches before it prints its table.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
 /// A snapshot older than this many of the longest interval is a failure of the drain.
@@ -223,6 +223,7 @@ impl Metering {
         self.own.set_events_lost(&losses);
         let slots = engine.slot_counts();
         self.own.set_slots(slots.free.into(), slots.live.into(), slots.dead.into());
+        self.own.set_slots_recycled(engine.slot_generations());
         let (syscall_rows, errno_rows) = engine.rows_used();
         let maps: Vec<_> = engine
             .kernel()

@@ -194,7 +194,8 @@ impl Drain {
         info[offset_of!(SlotInfo, cgroup_id) / 8] = id;
         info[offset_of!(SlotInfo, parent_id) / 8] = parent_id;
         info[offset_of!(SlotInfo, state) / 8] = u64::from(slot_state::LIVE) | u64::from(parent.slot) << 32;
-        info[offset_of!(SlotInfo, generation) / 8] = (name.len() as u64) << 32;
+        let generation = self.slots.load_u32(slot, offset_of!(SlotInfo, generation));
+        info[offset_of!(SlotInfo, generation) / 8] = u64::from(generation) | (name.len() as u64) << 32;
         for (word, bytes) in info[offset_of!(SlotInfo, name) / 8..].iter_mut().zip(name.chunks(8)) {
             let mut padded = [0; 8];
             padded[..bytes.len()].copy_from_slice(bytes);
@@ -203,7 +204,7 @@ impl Drain {
         self.slots.store(slot, &info).map_err(io_error("SLOTS"))?;
         if !self.insert(id, CgroupRef { slot, flags }, if retry { 0 } else { NOEXIST }) {
             // Created by the kernel side between the look and the insertion, or no room: the slot was not needed.
-            self.slots.clear(slot).map_err(io_error("SLOTS"))?;
+            self.clear_info(slot, generation)?;
             self.slot_free.push(slot, 0).map_err(map_error("SLOT_FREE"))?;
             return Ok(false);
         }
@@ -228,6 +229,12 @@ impl Drain {
         let word = &mut info[offset_of!(SlotInfo, state) / 8];
         *word = *word & !0xffff_ffff | u64::from(slot_state::DEAD);
         self.slots.store(slot, &info).map_err(io_error("SLOTS"))
+    }
+
+    /// Times each slot was given back, summed.
+    pub fn generations(&self) -> u64 {
+        let generation = |slot| u64::from(self.slots.load_u32(slot, offset_of!(SlotInfo, generation)));
+        (FIRST_SLOT..self.plan.slots).map(generation).sum()
     }
 
     /// Numbers of slots by state, as of the last pass.
@@ -388,9 +395,17 @@ impl Drain {
         for shard in 0..self.plan.shards {
             self.slot_rows.clear(shard * self.plan.slots + slot).map_err(io_error("SLOT_ROWS"))?;
         }
-        self.slots.clear(slot).map_err(io_error("SLOTS"))?;
+        let generation = self.slots.load_u32(slot, offset_of!(SlotInfo, generation));
+        self.clear_info(slot, generation.wrapping_add(1))?;
         self.lives[slot as usize] = Life::Free;
         self.slot_free.push(slot, 0).map_err(map_error("SLOT_FREE"))
+    }
+
+    /// Empties a slot's info but for its generation.
+    fn clear_info(&mut self, slot: u32, generation: u32) -> Result<(), DrainError> {
+        let mut info = [0u64; size_of::<SlotInfo>() / 8];
+        info[offset_of!(SlotInfo, generation) / 8] = generation.into();
+        self.slots.store(slot, &info).map_err(io_error("SLOTS"))
     }
 }
 

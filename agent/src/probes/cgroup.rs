@@ -6,7 +6,7 @@ use crate::family::{Family, Kind, Scale};
 /// Tasks moved into a workload.
 pub static MOVES: Family = Family {
     name: "kernmeter_task_moves",
-    help: "Tasks moved into a cgroup of the workload. A moved task is billed to its new workload from its next system \
+    help: "Moves of a task, or of a process with all its threads, into a cgroup of the workload. A moved task is billed to its new workload from its next system \
            call on, or from its next time on a CPU when it is outside one.",
     unit: None,
     kind: Kind::Counter,

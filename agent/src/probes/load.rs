@@ -195,9 +195,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Accounts the running task of each CPU up to now. CPUs that are offline or vanish are skipped: they run nothing.
+    /// Accounts the running task of each CPU up to now. CPUs that are offline or vanish are skipped: they run nothing. Does
+    /// nothing while nothing is attached: without switches nobody knows since when a task has been running.
     pub fn flush(&mut self) {
-        if !self.can_flush {
+        if !self.can_flush || self.links.is_empty() {
             return;
         }
         let Some(program) = self.ebpf.program_mut(FLUSH) else { return };

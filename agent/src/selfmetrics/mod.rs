@@ -121,6 +121,8 @@ tables! {
     map_capacity: Gauge "kernmeter_map_capacity" [""] ["map"] "Entries the kernel map has room for.";
     map_memory: Gauge "kernmeter_map_memory" ["bytes"] ["map"] "Kernel memory the map holds.";
     slots: Gauge "kernmeter_slots" [""] ["state"] "Slots of accounting in the kernel, by state.";
+    slots_recycled: Counter "kernmeter_slots_recycled" [""] []
+        "Slots cleared and given back after their cgroup was removed and its last counts were read.";
     pending_workloads: Gauge "kernmeter_pending_workloads" [""] []
         "Slots in use whose identity is not known yet.";
     interval: Gauge "kernmeter_interval" ["seconds"] [] "Present interval between reads of the kernel maps.";
@@ -224,6 +226,11 @@ impl SelfMetrics {
         self.tables().slots.replace(rows);
     }
 
+    /// Absolute count of slots given back.
+    pub fn set_slots_recycled(&self, count: u64) {
+        self.tables().slots_recycled.set(count);
+    }
+
     /// Slots in use without an identity.
     pub fn set_pending_workloads(&self, count: u64) {
         self.tables().pending_workloads.set(count);
@@ -289,6 +296,7 @@ impl SelfMetrics {
         self.set_accounting_error(0.0);
         self.set_maps(&[MapUsage { map: "", entries: Some(0), capacity: 0, memory_bytes: 0 }]);
         self.set_slots(0, 0, 0);
+        self.set_slots_recycled(0);
         self.set_pending_workloads(0);
         self.set_interval(Duration::ZERO, IntervalState::Normal);
         self.set_host(&HostReadings { cpu_utilization: 0.0, memory_available: 0.0, pressure: &[("", 0.0)] });
