@@ -70,6 +70,7 @@ pub fn metrics_markdown() -> String {
     for loss in agent_ebpf::Loss::ALL {
         let _ = writeln!(out, "- `{}`", loss.as_str());
     }
+    out.push_str("- `recursion` (the kernel did not start a program that was already running on that CPU)\n");
     out
 }
 

@@ -218,8 +218,20 @@ impl Metering {
             })
             .collect();
         self.own.set_kernel_seconds(&seconds);
-        let losses: Vec<_> =
-            Loss::ALL.iter().map(|loss| ("kernel", loss.as_str(), batch.losses[*loss as usize])).collect();
+        let programs = engine.kernel().program_stats();
+        // A program that is already running on a CPU is not started again there: the kernel counts what it missed.
+        let missed = programs.iter().map(|program| program.missed).sum();
+        let losses: Vec<_> = Loss::ALL
+            .iter()
+            .map(|loss| ("kernel", loss.as_str(), batch.losses[*loss as usize]))
+            .chain([("kernel", "recursion", missed)])
+            .collect();
+        let ran: Vec<_> = programs
+            .iter()
+            .filter(|program| program.runs > 0)
+            .map(|program| (program.program, program.run_ns as f64 / 1e9, program.runs))
+            .collect();
+        self.own.set_programs(&ran);
         self.own.set_events_lost(&losses);
         let slots = engine.slot_counts();
         self.own.set_slots(slots.free.into(), slots.live.into(), slots.dead.into());

@@ -64,6 +64,19 @@ pub struct Kernel {
     sizes: Vec<MapSize>,
 }
 
+/// What the kernel counts of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramStats {
+    /// Its name.
+    pub program: &'static str,
+    /// Nanoseconds it ran; 0 while `kernel.bpf_stats_enabled` is off.
+    pub run_ns: u64,
+    /// Times it ran; 0 while `kernel.bpf_stats_enabled` is off.
+    pub runs: u64,
+    /// Events it missed because it was already running on that CPU (counted since Linux 5.12).
+    pub missed: u64,
+}
+
 /// The size of a map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MapSize {
@@ -249,12 +262,21 @@ impl Kernel {
         EbpfLogger::init(&mut self.ebpf).map(KernelLog).map_err(|error| chain(&error))
     }
 
-    /// Verified instructions of each loaded program, by name; `None` where the kernel does not tell (before 5.16).
-    pub fn verified_instructions(&self) -> Vec<(String, Option<u32>)> {
-        let count = |(name, program): (&str, &Program)| {
-            Some((name.to_owned(), program.info().ok()?.verified_instruction_count()))
+    /// What the kernel counts of each program in use, from its descriptor.
+    pub fn program_stats(&self) -> Vec<ProgramStats> {
+        use std::os::fd::{AsFd as _, AsRawFd as _};
+        let stats = |status: &HookStatus| {
+            let fd = self.ebpf.program(status.program)?.fd().ok()?;
+            let text = fdinfo(fd.as_fd().as_raw_fd())?;
+            let field = |name: &str| number(&text, name).unwrap_or_default();
+            Some(ProgramStats {
+                program: status.program,
+                run_ns: field("run_time_ns:"),
+                runs: field("run_cnt:"),
+                missed: field("recursion_misses:"),
+            })
         };
-        self.ebpf.programs().filter_map(count).collect()
+        self.hooks.iter().filter_map(stats).collect()
     }
 }
 
@@ -348,9 +370,16 @@ fn data_of(map: &Map) -> Option<&MapData> {
 /// `memlock` of a map's descriptor: bytes of kernel memory it holds.
 fn memory_of(data: &MapData) -> Option<u64> {
     use std::os::fd::{AsFd as _, AsRawFd as _};
-    let text =
-        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd())).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("memlock:"))?.trim().parse().ok()
+    number(&fdinfo(data.fd().as_fd().as_raw_fd())?, "memlock:")
+}
+
+/// What the kernel tells of one of our descriptors.
+fn fdinfo(fd: i32) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()
+}
+
+fn number(fdinfo: &str, name: &str) -> Option<u64> {
+    fdinfo.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 /// An error and its causes, on one line.

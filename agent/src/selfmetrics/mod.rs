@@ -123,6 +123,10 @@ tables! {
     slots: Gauge "kernmeter_slots" [""] ["state"] "Slots of accounting in the kernel, by state.";
     slots_recycled: Counter "kernmeter_slots_recycled" [""] []
         "Slots cleared and given back after their cgroup was removed and its last counts were read.";
+    program_seconds: Counter "kernmeter_program_run" ["seconds"] ["program"]
+        "Time the kernel program ran; only while kernel.bpf_stats_enabled is on.";
+    program_runs: Counter "kernmeter_program_runs" [""] ["program"]
+        "Times the kernel program ran; only while kernel.bpf_stats_enabled is on.";
     pending_workloads: Gauge "kernmeter_pending_workloads" [""] []
         "Slots in use whose identity is not known yet.";
     interval: Gauge "kernmeter_interval" ["seconds"] [] "Present interval between reads of the kernel maps.";
@@ -226,6 +230,15 @@ impl SelfMetrics {
         self.tables().slots.replace(rows);
     }
 
+    /// Run time and runs of the kernel programs as `(program, seconds, runs)`, all that ever ran while the kernel counted.
+    pub fn set_programs(&self, rows: &[(&str, f64, u64)]) {
+        let seconds = rows.iter().map(|(program, seconds, _)| ([*program], Value::Float(*seconds)));
+        self.tables().program_seconds.replace(seconds);
+        self.tables()
+            .program_runs
+            .replace(rows.iter().map(|(program, _, runs)| ([*program], (*runs).into())));
+    }
+
     /// Absolute count of slots given back.
     pub fn set_slots_recycled(&self, count: u64) {
         self.tables().slots_recycled.set(count);
@@ -297,6 +310,7 @@ impl SelfMetrics {
         self.set_maps(&[MapUsage { map: "", entries: Some(0), capacity: 0, memory_bytes: 0 }]);
         self.set_slots(0, 0, 0);
         self.set_slots_recycled(0);
+        self.set_programs(&[("", 0.0, 0)]);
         self.set_pending_workloads(0);
         self.set_interval(Duration::ZERO, IntervalState::Normal);
         self.set_host(&HostReadings { cpu_utilization: 0.0, memory_available: 0.0, pressure: &[("", 0.0)] });
