@@ -1,6 +1,7 @@
 //! Calls are counted exactly, for whom they were made, and nothing is counted twice or lost.
 
 use anyhow::{Context, ensure};
+use kernmeter_tests::settings::rule;
 use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
 
 use crate::NATIVE;
@@ -10,6 +11,7 @@ trials![
     exact_across_many_drains,
     exact_when_the_cgroup_is_removed_at_once,
     exact_for_500_short_lived_cgroups,
+    exact_for_cgroups_made_while_drained,
     exact_sum_for_a_task_that_moves,
     sums_over_tenants_are_the_kernel_totals,
 ];
@@ -95,7 +97,20 @@ fn exact_for_500_short_lived_cgroups() -> Outcome {
             .map(|s| s.value() as u64)
             .sum()
     };
-    let scrape = agent.settle(COUNT * CALLS, all)?;
+    let scrape = agent.settle(COUNT * CALLS, all).or_else(|e| {
+        // Where did they go?
+        let scrape = agent.scrape()?;
+        let others = scrape.find(SYSCALLS, &[("syscall", "getppid")]);
+        let others: Vec<_> = others
+            .filter(|s| {
+                s.label("tenant_id").is_none_or(|t| !t.starts_with("swarm-")) || s.value() != CALLS as f64
+            })
+            .map(|s| format!("{:?} {}", s.label("tenant_id").unwrap_or_default(), s.text))
+            .collect();
+        let lost: Vec<_> =
+            scrape.find(LOST, &[]).filter(|s| s.text != "0").map(|s| format!("{s:?}")).collect();
+        Err(e.context(format!("others: {others:?}, lost: {lost:?}")))
+    })?;
     for n in 0..COUNT {
         let tenant = format!("swarm-{n}");
         let seen = calls(&scrape, &tenant, "getppid");
@@ -107,6 +122,29 @@ fn exact_for_500_short_lived_cgroups() -> Outcome {
         let lost = scrape.count(LOST, &[("reason", reason)]);
         ensure!(lost == 0, "{lost} events were not attributed: {reason}");
     }
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn exact_for_cgroups_made_while_drained() -> Outcome {
+    const COUNT: u64 = 5000;
+    const CALLS: u64 = 100;
+    let hierarchy = Hierarchy::new()?;
+    let mut settings = Settings::new(&hierarchy).every_ms(100);
+    settings.rules = rule(&format!("{}/swarm-*", hierarchy.own().path()), "swarm");
+    let agent = Agent::start(&settings)?;
+    let parent = hierarchy.tenant("parent")?;
+    let root = hierarchy.own().dir().to_string_lossy().into_owned();
+    let (number, each) = (COUNT.to_string(), CALLS.to_string());
+    let args = ["swarm", "--root", &root, "--count", &number, "--calls", &each];
+    let (workload, _) = Workload::run(&parent, &args)?;
+    workload.finish()?;
+    // Some of so many cgroups are made, used and removed in the middle of a drain: not one call goes to somebody else.
+    let elsewhere = |s: &Scrape| calls(s, "_overflow", "getppid") + calls(s, "_unknown", "getppid");
+    let scrape = agent.settle(COUNT * CALLS, |s| calls(s, "swarm", "getppid") + elsewhere(s))?;
+    ensure!(elsewhere(&scrape) == 0, "{} calls are nobody's", elsewhere(&scrape));
+    let exited = scrape.count("kernmeter_processes_exited_total", &[("tenant_id", "swarm")]);
+    ensure!(exited == COUNT, "{exited} processes exited");
     agent.stop_conserved()?;
     Ok(())
 }
