@@ -15,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod processes;
 mod prometheus;
+mod shards;
 mod time;
 
 use std::path::Path;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         http::trials(),
         input::trials(),
         cli::trials(),
+        shards::trials(),
     ]
     .into_iter()
     .flatten()
