@@ -63,7 +63,8 @@ fn dist() -> Result<PathBuf> {
     Ok(workspace::target().join(triple).join("dist/kernmeter"))
 }
 
-fn host() -> Result<String> {
+/// The target triple of this machine.
+pub fn host() -> Result<String> {
     let version = workspace::output(workspace::cargo().arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("`cargo -vV` prints no host")?.to_owned())

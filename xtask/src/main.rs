@@ -12,6 +12,7 @@ mod test;
 mod test_setup;
 mod tidy;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Task {
     Check,
     /// Generate METRICS.md, and on request the man page and shell completions
     Docs(docs::Arguments),
+    /// Run the agent on many kernels in virtual machines (needs no root, no KVM)
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Check => Ok(check::run()),
         Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Vm(arguments) => vm::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,0 +1,76 @@
+//! In: a kernel, a variant, an initial file system; out: what the machine said on both serial ports. Reads none of it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::emulator::Emulator;
+use super::matrix::Variant;
+
+/// Longer takes no machine that works, even beside other work.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// A machine that has ended.
+pub struct Ended {
+    /// What came over the second serial port: the results.
+    pub report: String,
+    /// What came over the first one: the kernel's console.
+    pub console: String,
+    /// It had to be ended.
+    pub timed_out: bool,
+    /// Wall time.
+    pub took: Duration,
+}
+
+/// Boots a machine and waits for its end. `name` names its logs.
+pub fn run(
+    name: &str,
+    variant: &Variant,
+    kernel: &Path,
+    emulator: &Emulator,
+    initrd: &Path,
+    logs: &Path,
+) -> Result<Ended> {
+    let log = |kind: &str| logs.join(format!("{}.{kind}", name.replace(' ', "-")));
+    let (console, report) = (log("console"), log("report"));
+    for path in [&console, &report] {
+        let _ = fs::remove_file(path);
+    }
+    let parameters = format!(
+        "console=ttyS0 panic=-1 mitigations=off quiet kernmeter.variant={} {}",
+        variant.name, variant.parameters
+    );
+    let mut command = emulator.command();
+    command
+        // Emulation on several threads crashed now and then.
+        .args(["-accel", "tcg,thread=single", "-cpu", "max", "-M", "pc", "-nodefaults", "-no-reboot"])
+        .args(["-m", &variant.memory.to_string(), "-smp", variant.cpus, "-display", "none"])
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .arg("-serial")
+        .arg(format!("file:{}", report.display()))
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initrd)
+        .args(["-append", parameters.trim()])
+        .stdin(Stdio::null());
+    let begin = Instant::now();
+    let mut child = command.spawn().context("cannot start the emulator")?;
+    let mut timed_out = false;
+    while child.try_wait()?.is_none() {
+        if begin.elapsed() > LIMIT {
+            timed_out = true;
+            child.kill()?;
+            child.wait()?;
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).replace('\r', "");
+    Ok(Ended { report: read(&report), console: read(&console), timed_out, took: begin.elapsed() })
+}
