@@ -123,6 +123,10 @@ tables! {
     slots: Gauge "kernmeter_slots" [""] ["state"] "Slots of accounting in the kernel, by state.";
     slots_recycled: Counter "kernmeter_slots_recycled" [""] []
         "Slots cleared and given back after their cgroup was removed and its last counts were read.";
+    sample: Gauge "kernmeter_sample" ["ratio"] []
+        "Share of system calls whose duration is measured. This version samples nothing: always 1.";
+    degradation: Gauge "kernmeter_degradation_level" [""] ["signal", "reason"]
+        "Steps given up to spare the host, beyond a longer interval. This version gives up none: always 0.";
     program_seconds: Counter "kernmeter_program_run" ["seconds"] ["program"]
         "Time the kernel program ran; only while kernel.bpf_stats_enabled is on.";
     program_runs: Counter "kernmeter_program_runs" [""] ["program"]
@@ -176,6 +180,9 @@ impl SelfMetrics {
         );
         let tables = Tables::register(&mut registry);
         tables.series_limited.set(0_u64);
+        // Dashboards written for agents that sample must not read an absent series as unknown.
+        tables.sample.set(1.0);
+        tables.degradation.replace([(["none", "none"], Value::Integer(0))]);
         for result in ["success", "failure"] {
             tables.config_reloads.add([result], 0);
         }
