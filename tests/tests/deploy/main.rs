@@ -2,6 +2,7 @@
 //! agent runs so. A trial whose tool is missing prints `SKIP` with its reason and counts as ignored.
 
 mod confined;
+mod prometheus;
 mod systemd;
 mod tool;
 
@@ -13,6 +14,6 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each agent meters the whole host: one at a time unless somebody insists.
     arguments.test_threads.get_or_insert(1);
-    let trials: Vec<Trial> = [systemd::trials()].into_iter().flatten().collect();
+    let trials: Vec<Trial> = [systemd::trials(), prometheus::trials()].into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
