@@ -2,6 +2,7 @@
 //! Knows nothing of what the subcommands do.
 
 mod agent;
+mod bench;
 mod build_ebpf;
 mod check;
 mod debian;
@@ -39,6 +40,8 @@ enum Task {
     Run(agent::RunArguments),
     /// Run all tests, on this kernel (as root)
     Test(test::Arguments),
+    /// Measure what metering costs on this machine (as root)
+    Bench(bench::Arguments),
     /// Formatting, lints, house rules, generated files, licences and advisories
     Check,
     /// Generate METRICS.md, and on request the man page and shell completions
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Build(arguments) => agent::build(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Run(arguments) => agent::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Check => Ok(check::run()),
         Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Vm(arguments) => vm::run(&arguments),

@@ -5,17 +5,24 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kernmeter_tests::{Agent, Settings, http};
+use kernmeter_tests::{Agent, Scrape, Settings, http};
 
 use crate::pinned::Pinned;
 use crate::spread::Spread;
+use crate::subject::Subject;
 
 /// Scrapes timed.
 const SCRAPES: u32 = 30;
 
 /// Lets the agent drain `drains` times while every process of the ring is active, then prints what it used.
-pub fn run(worker: &mut Pinned, settings: &Settings, cgroups: u32, drains: u32) -> Result<()> {
-    let agent = Agent::start(&settings.clone().every_ms(1000))?;
+pub fn run(
+    worker: &mut Pinned,
+    subject: &Subject,
+    settings: &Settings,
+    cgroups: u32,
+    drains: u32,
+) -> Result<()> {
+    let agent = subject.start(&settings.clone().every_ms(1000))?;
     // The first drains build series; what follows is the steady state.
     worker.busy(1)?;
     std::thread::sleep(Duration::from_millis(2500));
@@ -48,9 +55,15 @@ pub fn run(worker: &mut Pinned, settings: &Settings, cgroups: u32, drains: u32) 
         "  kernel maps                                 {:.1} MiB",
         after.sum("kernmeter_map_memory_bytes", &[]) / f64::from(1 << 20)
     );
+    println!("  calls without a row of their own             {}", row_losses(&after));
     scrapes(&agent)?;
     agent.stop()?;
     Ok(())
+}
+
+/// More workloads than the memory budget has rows for: their calls are counted, without the system call's name.
+fn row_losses(scrape: &Scrape) -> f64 {
+    scrape.sum("kernmeter_events_lost_total", &[("reason", "syscall_row_exhausted")])
 }
 
 fn scrapes(agent: &Agent) -> Result<()> {

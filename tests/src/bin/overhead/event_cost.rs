@@ -2,11 +2,12 @@
 //! agent. Both are measured in turns, so that a drift of the machine meets both alike.
 
 use anyhow::Result;
-use kernmeter_tests::{Agent, Settings};
+use kernmeter_tests::Settings;
 
 use crate::alone;
 use crate::pinned::Pinned;
 use crate::spread::Spread;
+use crate::subject::Subject;
 
 /// How much to measure.
 #[derive(Clone, Copy)]
@@ -41,14 +42,20 @@ impl Readings {
 }
 
 /// Measures both loops, and a third round the ring where there is one; prints a table.
-pub fn run(worker: &mut Pinned, settings: &Settings, cgroups: u32, effort: Effort) -> Result<()> {
+pub fn run(
+    worker: &mut Pinned,
+    subject: &Subject,
+    settings: &Settings,
+    cgroups: u32,
+    effort: Effort,
+) -> Result<()> {
     let mut readings = [Readings::default(), Readings::default(), Readings::default()];
     for _ in 0..effort.turns {
         let [syscall, switch, hop] = turn(worker, 0, cgroups, effort.rounds)?;
         readings[0].without.push(syscall);
         readings[1].without.push(switch);
         readings[2].without.push(hop);
-        let agent = Agent::start(settings)?;
+        let agent = subject.start(settings)?;
         let [syscall, switch, hop] = turn(worker, 1, cgroups, effort.rounds)?;
         readings[0].with.push(syscall);
         readings[1].with.push(switch);
@@ -84,7 +91,7 @@ pub fn run(worker: &mut Pinned, settings: &Settings, cgroups: u32, effort: Effor
 
 fn turn(worker: &mut Pinned, agents: usize, cgroups: u32, rounds: u32) -> Result<[f64; 3]> {
     alone::measure(agents, || {
-        let hop = if cgroups > 0 { worker.hop(rounds.div_ceil(8))? } else { f64::NAN };
+        let hop = if cgroups > 0 { worker.hop(rounds.div_ceil(4))? } else { f64::NAN };
         Ok([worker.syscall(rounds)?, worker.switch(rounds)?, hop])
     })
 }

@@ -8,6 +8,7 @@ mod alone;
 mod event_cost;
 mod pinned;
 mod spread;
+mod subject;
 mod sweeper;
 mod worker;
 
@@ -20,6 +21,7 @@ use kernmeter_tests::{Cgroup, Hierarchy, Settings};
 
 use event_cost::Effort;
 use pinned::Pinned;
+use subject::Subject;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -57,15 +59,16 @@ fn measure(hierarchy: &Hierarchy, quick: bool) -> Result<()> {
     let settings = Settings::new(hierarchy).every_ms(5000).section("limits:\n  tenants: 10000");
 
     let cpus = std::thread::available_parallelism()?.get() as u32;
+    let subject = Subject::new(hierarchy)?;
     let mut worker = Pinned::start(cpus - 1)?;
     println!("kernel {}, {cpus} CPUs, loops on CPU {}", kernel_release()?, cpus - 1);
-    event_cost::run(&mut worker, &settings, 0, effort)?;
-    for size in if quick { &[10, 1000][..] } else { &[10, 1000, 3000][..] } {
+    event_cost::run(&mut worker, &subject, &settings, 0, effort)?;
+    for size in if quick { &[10, 100, 1000][..] } else { &[10, 100, 1000, 3000][..] } {
         let cgroups = ring(hierarchy, &mut worker, *size)?;
         if *size == 1000 {
-            event_cost::run(&mut worker, &settings, *size, effort)?;
+            event_cost::run(&mut worker, &subject, &settings, *size, effort)?;
         }
-        agent_cost::run(&mut worker, &settings, *size, drains)?;
+        agent_cost::run(&mut worker, &subject, &settings, *size, drains)?;
         worker = Pinned::start(cpus - 1)?;
         drop(cgroups);
     }

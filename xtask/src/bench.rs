@@ -1,0 +1,53 @@
+//! In: this machine; out: what metering costs on it, measured without and with the agent in turns. Gates nothing: the
+//! figures are the machine's as much as the agent's. docs/benchmarks.md says how to read them.
+
+use anyhow::{Result, bail};
+
+use crate::agent;
+use crate::build_ebpf;
+use crate::workspace;
+
+/// The measuring program, of the tests' package: it makes cgroups and workloads as they do.
+const PACKAGE: &str = "kernmeter-tests";
+const PROGRAM: &str = "overhead";
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Fewer turns and sizes: half a minute instead of several
+    #[arg(long)]
+    quick: bool,
+}
+
+/// `cargo xtask bench`.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !workspace::is_root() {
+        bail!(
+            "measuring starts the agent, which loads programs into the kernel: run `cargo xtask bench` as root"
+        );
+    }
+    for (program, package) in [("taskset", "util-linux"), ("nice", "coreutils")] {
+        if workspace::which(program).is_none() {
+            bail!("`{program}` is not installed: install the package \"{package}\"");
+        }
+    }
+    build_ebpf::run()?;
+    let binary = agent::release()?;
+    workspace::run(workspace::cargo().args(["build", "--release", "--package", PACKAGE, "--bin", PROGRAM]))?;
+
+    let mut overhead = workspace::command(workspace::target().join("release").join(PROGRAM));
+    overhead.env("KERNMETER_BIN", &binary);
+    if arguments.quick {
+        overhead.arg("--quick");
+    }
+    workspace::run(&mut overhead)?;
+
+    println!("\nexposition");
+    workspace::run(
+        workspace::cargo().args(["test", "--quiet", "--release", "--package", "kernmeter", "--lib"]).args([
+            "--",
+            "--ignored",
+            "--nocapture",
+            "nanoseconds_per_sample",
+        ]),
+    )
+}
