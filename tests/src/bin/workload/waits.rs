@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::{Args, say};
+use crate::{Args, say, wait_for_go};
 
 /// The `nanosleep` system call itself (libc's function is `clock_nanosleep`).
 pub fn nanosleep(ns: u64) {
@@ -27,11 +27,11 @@ pub fn pin(cpu: u64) -> Result<()> {
     Ok(())
 }
 
-fn real_time() -> Result<()> {
+fn real_time(policy: libc::c_int) -> Result<()> {
     let param = libc::sched_param { sched_priority: 1 };
     // SAFETY: the pointer is to a live local.
-    let r = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) };
-    ensure!(r == 0, "SCHED_FIFO: {}", io::Error::last_os_error());
+    let r = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
+    ensure!(r == 0, "real-time priority: {}", io::Error::last_os_error());
     Ok(())
 }
 
@@ -42,7 +42,7 @@ fn say_ns(took: Duration) {
 /// `--ms N --times N [--fifo]`: says how long each `nanosleep` took, seen from outside.
 pub fn sleep(args: &Args) -> Result<()> {
     if args.flag("fifo") {
-        real_time()?;
+        real_time(libc::SCHED_FIFO)?;
     }
     let ns = args.number("ms", 1)? * 1_000_000;
     let mut took = Vec::new();
@@ -96,36 +96,39 @@ pub fn pipe_read(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// `--ms N --threads N [--cpu N]`: threads that spin until so much wall time has passed, then stay, blocked, so that
-/// their accounts can be read.
+/// `--ms N --threads N [--cpu N] [--real-time]`: threads that spin until so much wall time has passed, then stay,
+/// blocked, so that their accounts can be read. Real-time threads take turns among themselves, and leave little to the
+/// rest of the host; once they are ready they wait to be let go on.
 pub fn spin(args: &Args) -> Result<()> {
     let threads = args.number("threads", 1)?;
     let time = Duration::from_millis(args.number("ms", 1)?);
-    let cpu = args.text("cpu").map(|_| args.number("cpu", 0)).transpose()?;
+    if args.text("cpu").is_some() {
+        pin(args.number("cpu", 0)?)?;
+    }
+    if args.flag("real-time") {
+        real_time(libc::SCHED_RR)?;
+        say("done");
+        wait_for_go();
+    }
     let barrier = Arc::new(Barrier::new(threads as usize));
     let work = move |barrier: &Barrier| {
-        if let Some(cpu) = cpu {
-            pin(cpu)?;
-        }
         barrier.wait();
         let begin = Instant::now();
         while begin.elapsed() < time {
             std::hint::spin_loop();
         }
         barrier.wait();
-        anyhow::Ok(())
     };
     for _ in 1..threads {
+        // They inherit where and how this one runs.
         let barrier = Arc::clone(&barrier);
         std::thread::spawn(move || {
-            let outcome = work(&barrier);
-            if let Err(e) = outcome {
-                say(&format!("error={e}"));
-            }
+            work(&barrier);
             loop {
                 std::thread::park();
             }
         });
     }
-    work(&barrier)
+    work(&barrier);
+    Ok(())
 }
