@@ -45,7 +45,7 @@ pub fn release() -> Result<PathBuf> {
 }
 
 /// The binary that is shipped: it runs on any distribution, since it needs no shared library.
-fn dist() -> Result<PathBuf> {
+pub fn dist() -> Result<PathBuf> {
     let triple = host()?;
     let mut cargo = workspace::cargo();
     // With a target named, the flags do not reach build scripts and macros, which cannot be static.

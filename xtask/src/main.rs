@@ -7,6 +7,7 @@ mod build_ebpf;
 mod check;
 mod debian;
 mod docs;
+mod image;
 mod setup;
 mod summary;
 mod test;
@@ -36,6 +37,8 @@ enum Task {
     BuildEbpf,
     /// Build the eBPF object and the agent
     Build(agent::BuildArguments),
+    /// Build the container image: the one static binary, packed without a registry
+    Image(image::Arguments),
     /// Build everything and start the agent (as root)
     Run(agent::RunArguments),
     /// Run all tests, on this kernel (as root)
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::BuildEbpf => build_ebpf::run().map(|_| ExitCode::SUCCESS),
         Task::Build(arguments) => agent::build(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Image(arguments) => image::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Run(arguments) => agent::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),

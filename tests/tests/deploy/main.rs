@@ -2,6 +2,8 @@
 //! agent runs so. A trial whose tool is missing prints `SKIP` with its reason and counts as ignored.
 
 mod confined;
+mod container;
+mod kubernetes;
 mod prometheus;
 mod systemd;
 mod tool;
@@ -14,6 +16,10 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each agent meters the whole host: one at a time unless somebody insists.
     arguments.test_threads.get_or_insert(1);
-    let trials: Vec<Trial> = [systemd::trials(), prometheus::trials()].into_iter().flatten().collect();
+    let trials: Vec<Trial> =
+        [systemd::trials(), prometheus::trials(), kubernetes::trials(), container::trials()]
+            .into_iter()
+            .flatten()
+            .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
