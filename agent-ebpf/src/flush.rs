@@ -28,17 +28,17 @@ pub fn since_last(now: u64) -> u64 {
 pub fn flush_cpu(_: RawTracePointContext) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let ran = since_last(now);
+    let elapsed = since_last(now);
     let task = task::current();
     if task.pid() == 0 {
-        row::count(Total::IdleNs, ran);
+        row::count(Total::IdleNs, elapsed);
         return;
     }
-    row::count(Total::CpuNs, ran);
-    let slot = match TaskState::find(task) {
-        Some(state) => state.slot,
-        None => slot::of_cgroup(task.cgroup_id()),
+    let (slot, ran) = match TaskState::find(task) {
+        Some(state) => (state.slot, state.take_runtime(task)),
+        None => (slot::of_cgroup(task.cgroup_id()), elapsed),
     };
+    row::count(Total::CpuNs, ran);
     if let Some(row) = row::of_slot(slot) {
         row::add(&mut row.cpu_ns, ran);
     }
@@ -57,7 +57,7 @@ struct TaskIteration {
 pub fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
-    if !task.is_null() {
+    if !task.is_null() && !Task(task).is_dead() {
         if TaskState::find_or_create(Task(task)).is_none() {
             row::lose(Loss::TaskStateFailed);
         }

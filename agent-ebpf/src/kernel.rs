@@ -15,6 +15,9 @@ offsets! {
     OFF_TASK_TGID,
     OFF_TASK_FLAGS,
     OFF_TASK_STATE,
+    OFF_TASK_EXIT,
+    /// `task_struct.se.sum_exec_runtime`.
+    OFF_TASK_RUNTIME,
     OFF_TASK_CGROUPS,
     /// `task_struct.thread_info.status` (x86).
     OFF_TASK_STATUS,
@@ -149,6 +152,18 @@ impl Task {
     #[inline(always)]
     pub fn state(self) -> u32 {
         self.read(&OFF_TASK_STATE)
+    }
+
+    /// Whether it is a zombie or gone: it never runs again.
+    #[inline(always)]
+    pub fn is_dead(self) -> bool {
+        self.read::<u32>(&OFF_TASK_EXIT) != 0
+    }
+
+    /// Nanoseconds it has run, as the scheduler counts them: up to now in `sched_switch`, up to the last tick elsewhere.
+    #[inline(always)]
+    pub fn runtime(self) -> u64 {
+        self.read(&OFF_TASK_RUNTIME)
     }
 
     /// Whether the task is in a 32-bit syscall.

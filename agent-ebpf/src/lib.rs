@@ -240,7 +240,7 @@ numbered! {
         SwitchVoluntary = "switch_voluntary",
         /// Switches away from a task (not the idle task) that could have gone on.
         SwitchInvoluntary = "switch_involuntary",
-        /// Nanoseconds that tasks (not the idle task) ran.
+        /// Nanoseconds that tasks (not the idle task) ran, as the scheduler counts them.
         CpuNs = "cpu_ns",
         /// Nanoseconds that CPUs idled.
         IdleNs = "idle_ns",

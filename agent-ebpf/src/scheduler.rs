@@ -27,12 +27,12 @@ pub fn sched_switch(ctx: BtfTracePointContext) {
     let next = Task(ctx.arg(2));
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let ran = flush::since_last(now);
+    let elapsed = flush::since_last(now);
     if prev.pid() == 0 {
-        row::count(Total::IdleNs, ran);
+        row::count(Total::IdleNs, elapsed);
     } else {
         let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
-        switch_out(prev, preempt, prev_state, ran, now);
+        switch_out(prev, preempt, prev_state, elapsed, now);
     }
     if next.pid() != 0 {
         switch_in(next, now);
@@ -47,29 +47,29 @@ pub fn raw_switch(ctx: RawTracePointContext) {
     let prev = task::current();
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let ran = flush::since_last(now);
+    let elapsed = flush::since_last(now);
     if prev.pid() == 0 {
-        row::count(Total::IdleNs, ran);
+        row::count(Total::IdleNs, elapsed);
     } else {
         let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
-        switch_out(prev, preempt, prev_state, ran, now);
+        switch_out(prev, preempt, prev_state, elapsed, now);
     }
 }
 
 #[inline(always)]
-fn switch_out(task: Task, preempt: bool, task_state: u32, ran: u64, now: u64) {
+fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64) {
     // A task preempted on its way to sleep stays on the run queue.
     let runnable = preempt || task_state == 0;
-    row::count(Total::CpuNs, ran);
     row::count(if runnable { Total::SwitchInvoluntary } else { Total::SwitchVoluntary }, 1);
-    let state = TaskState::find(task);
-    let slot = match &state {
-        Some(state) => state.slot,
+    let mut state = TaskState::find(task);
+    let (slot, ran) = match &mut state {
+        Some(state) => (state.slot, state.take_runtime(task)),
         None => {
             row::lose(Loss::NoTaskState);
-            slot::of_cgroup(task.cgroup_id())
+            (slot::of_cgroup(task.cgroup_id()), elapsed)
         }
     };
+    row::count(Total::CpuNs, ran);
     if let Some(row) = row::of_slot(slot) {
         row::add(&mut row.cpu_ns, ran);
         row::add(if runnable { &mut row.involuntary } else { &mut row.voluntary }, 1);

@@ -25,6 +25,8 @@ pub struct TaskState {
     pub wake_ns: u64,
     /// When the task blocked; 0 while it is not blocked.
     pub off_ns: u64,
+    /// The scheduler's count of the task's run time up to which it was billed, nanoseconds.
+    runtime: u64,
     /// `(row key + 1) << 32 | row`, or 0.
     rows: [u64; CACHED_ROWS],
     /// The slot billed.
@@ -68,11 +70,22 @@ impl TaskState {
         if state.bound == 0 {
             state.bound = 1;
             state.row = ROW_NONE;
+            state.runtime = task.runtime();
             state.cgroup_id = task.cgroup_id();
             state.slot = slot::of_cgroup(state.cgroup_id);
             slot::move_task(None, Some(state.slot));
         }
         Some(state)
+    }
+
+    /// Nanoseconds the task ran since it was last billed, by the scheduler's own count: without interrupts and time stolen
+    /// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`.
+    #[inline(always)]
+    pub fn take_runtime(&mut self, task: Task) -> u64 {
+        let now = task.runtime();
+        let ran = now.wrapping_sub(self.runtime);
+        self.runtime = now;
+        ran
     }
 
     /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with

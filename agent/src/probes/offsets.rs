@@ -9,6 +9,8 @@ pub static FIELDS: &[Field] = &[
     Field { global: "OFF_TASK_TGID", at: &[("task_struct", &["tgid"])] },
     Field { global: "OFF_TASK_FLAGS", at: &[("task_struct", &["flags"])] },
     Field { global: "OFF_TASK_STATE", at: &[("task_struct", &["__state"]), ("task_struct", &["state"])] },
+    Field { global: "OFF_TASK_EXIT", at: &[("task_struct", &["exit_state"])] },
+    Field { global: "OFF_TASK_RUNTIME", at: &[("task_struct", &["se", "sum_exec_runtime"])] },
     Field { global: "OFF_TASK_CGROUPS", at: &[("task_struct", &["cgroups"])] },
     Field { global: "OFF_TASK_STATUS", at: &[("task_struct", &["thread_info", "status"])] },
     Field { global: "OFF_TASK_SIGNAL", at: &[("task_struct", &["signal"])] },

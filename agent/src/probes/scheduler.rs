@@ -6,7 +6,7 @@ use crate::family::{Family, Kind, Scale};
 /// Time on a CPU.
 pub static CPU: Family = Family {
     name: "kernmeter_cpu_seconds",
-    help: "Time tasks ran on a CPU.",
+    help: "Time tasks ran on a CPU, as the scheduler counts it: without interrupts and time stolen by a hypervisor.",
     unit: Some("seconds"),
     kind: Kind::Counter,
     scale: Scale::NanosToSeconds,

@@ -55,6 +55,8 @@ const ERRNO_ROWS: u32 = 4096;
 const MIN_SLOTS: u32 = 64;
 const MIN_SYSCALL_ROWS: u32 = 256;
 const MIN_ERRNO_ROWS: u32 = 128;
+/// However few slots there are, a host may have this many cgroups.
+const MIN_CGROUPS: u32 = 4096;
 /// Shards beyond this many bring nothing: an uncontended atomic add costs a few nanoseconds.
 const MIN_SHARDS: u32 = 8;
 
@@ -62,9 +64,9 @@ const MIN_SHARDS: u32 = 8;
 const HASH_OVERHEAD: u64 = 64;
 
 impl Plan {
-    /// Entries of the cgroup table: nested cgroups have an entry without a slot.
+    /// Entries of the cgroup table: nested cgroups, and those that found no slot, have an entry too.
     pub fn cgroups(&self) -> u32 {
-        self.slots.saturating_mul(4)
+        self.slots.saturating_mul(4).max(MIN_CGROUPS)
     }
 
     /// Estimated kernel memory of all maps, bytes. The true figure is a metric.
