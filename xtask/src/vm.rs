@@ -19,7 +19,6 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 
 use crate::workspace;
-use kernels::Kernel;
 use matrix::{SERIES, VARIANTS, Variant};
 use results::{Machine, Outcome};
 
@@ -31,6 +30,9 @@ pub struct Arguments {
     /// Run only this variant; `plain` is the kernel without any; `list` names them
     #[arg(long)]
     variant: Option<String>,
+    /// Make only this check (and `programs`); compares nothing
+    #[arg(long, conflicts_with = "update")]
+    check: Option<String>,
     /// Keep the console and the report of every machine
     #[arg(long)]
     keep_log: bool,
@@ -73,11 +75,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     let queue = Mutex::new(jobs.iter().enumerate());
     let machines = Mutex::new(Vec::new());
+    let only = arguments.check.as_deref();
     let one = |job: &Job| -> Machine {
         let name = name(job);
         let kernel = kernels.iter().find(|(series, _)| *series == job.series).map(|(_, kernel)| kernel);
         match kernel {
-            Some(Ok(kernel)) => boot(job, kernel, &emulator, &initrd, &logs),
+            Some(Ok(kernel)) => {
+                match boot::run(&name, job.variant, only, &kernel.image, &emulator, &initrd, &logs) {
+                    Ok(ended) => Machine::read(&name, job.variant.name, &kernel.version, &ended),
+                    Err(error) => Machine::failed(&name, job.variant.name, &format!("{error:#}")),
+                }
+            }
             Some(Err(reason)) => Machine::skipped(&name, job.variant.name, reason),
             None => Machine::skipped(&name, job.variant.name, "not fetched"),
         }
@@ -105,20 +113,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         let _ = fs::remove_dir_all(&logs);
     }
-    conclude(&machines, arguments.update, whole)
+    conclude(&machines, arguments, whole)
 }
 
 /// Prints what came of it, and writes the document or compares with it.
-fn conclude(machines: &[Machine], update: bool, whole: bool) -> Result<ExitCode> {
+fn conclude(machines: &[Machine], arguments: &Arguments, whole: bool) -> Result<ExitCode> {
     println!("\n{}", results::table(machines));
     for line in results::reasons(machines) {
         println!("{line}");
     }
     let mut deviations = Vec::new();
-    if update {
+    if arguments.update {
         let written = document::write(machines)?;
         println!("vm: {} ({})", document::PATH, if written { "new" } else { "unchanged" });
-    } else {
+    } else if arguments.check.is_none() {
         deviations = document::compare(machines, whole)?;
         for deviation in &deviations {
             println!("failed: {}: {deviation}", document::PATH);
@@ -172,20 +180,6 @@ fn choose(arguments: &Arguments) -> Result<Vec<Job>> {
         }
     }
     Ok(jobs)
-}
-
-fn boot(
-    job: &Job,
-    kernel: &Kernel,
-    emulator: &emulator::Emulator,
-    initrd: &std::path::Path,
-    logs: &std::path::Path,
-) -> Machine {
-    let name = name(job);
-    match boot::run(&name, job.variant, &kernel.image, emulator, initrd, logs) {
-        Ok(ended) => Machine::read(&name, job.variant.name, &kernel.version, &ended),
-        Err(error) => Machine::failed(&name, job.variant.name, &format!("{error:#}")),
-    }
 }
 
 fn name(job: &Job) -> String {

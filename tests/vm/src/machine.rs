@@ -35,6 +35,12 @@ impl Variant {
     }
 }
 
+/// The check that alone is to be made, if one is named on the kernel's command line.
+pub fn only_check() -> Option<String> {
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    line.split_whitespace().find_map(|word| word.strip_prefix("kernmeter.check=").map(str::to_owned))
+}
+
 /// Mounts what the kernel's command line asks for and brings up the loopback device.
 ///
 /// # Errors
@@ -70,7 +76,10 @@ pub fn set_up() -> Result<Variant> {
 fn version_1() -> Result<()> {
     mount("tmpfs", "/sys/fs/cgroup")?;
     for controller in ["cpu,cpuacct", "memory", "pids"] {
-        mount_with("cgroup", &format!("/sys/fs/cgroup/{controller}"), controller)?;
+        // Newer kernels are built without some of them.
+        if let Err(error) = mount_with("cgroup", &format!("/sys/fs/cgroup/{controller}"), controller) {
+            println!("{error}");
+        }
     }
     mount_with("cgroup", "/sys/fs/cgroup/systemd", "none,name=systemd")
 }
@@ -106,6 +115,34 @@ fn loopback() -> Result<()> {
         r
     };
     ensure!(r == 0, "{}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// Whether programs may read the names of cgroups.
+pub fn tells_names() -> bool {
+    let mode = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    !mode.contains("[confidentiality]")
+}
+
+/// Memory of the machine, as the kernel tells it.
+pub fn memory() -> String {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let lines = text.lines().filter(|line| line.starts_with("MemTotal") || line.starts_with("MemAvailable"));
+    lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join(", ")
+}
+
+/// Binds a process to one CPU.
+///
+/// # Errors
+/// The process is gone, or the CPU is not there.
+pub fn pin(pid: i32, cpu: usize) -> Result<()> {
+    // SAFETY: all-zero is the empty set; CPU_SET writes within it, for CPUs below 1024; the set outlives the call.
+    let r = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(pid, size_of_val(&set), &raw const set)
+    };
+    ensure!(r == 0, "bind {pid} to CPU {cpu}: {}", io::Error::last_os_error());
     Ok(())
 }
 

@@ -33,8 +33,13 @@ fn meter() -> Result<()> {
     workload::set_program(Path::new("/bin/workload"));
     // Without type information no program can be loaded: what the agent then says is checked.
     let old = variant != Variant::NoBtf && run(&mut report, "programs", programs::check);
+    if variant != Variant::NoBtf {
+        run(&mut report, "prototypes", |_| programs::prototypes());
+    }
     let checks = if old { checks::of_an_old_kernel() } else { checks::all(variant) };
-    for (name, check) in checks {
+    let only = machine::only_check();
+    for (name, check) in checks.into_iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name))
+    {
         run(&mut report, name, |_| check());
     }
     report.line("end");
@@ -43,7 +48,7 @@ fn meter() -> Result<()> {
 
 /// One check, one line. Whether it was skipped.
 fn run(report: &mut Report, name: &str, check: impl FnOnce(&mut Report) -> Result<()>) -> bool {
-    println!("--- {name}");
+    println!("--- {name} ({})", machine::memory());
     let begin = Instant::now();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(report)))
         .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see the console")));

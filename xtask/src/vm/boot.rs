@@ -26,10 +26,11 @@ pub struct Ended {
     pub took: Duration,
 }
 
-/// Boots a machine and waits for its end. `name` names its logs.
+/// Boots a machine and waits for its end. `name` names its logs; `only` is the one check to make.
 pub fn run(
     name: &str,
     variant: &Variant,
+    only: Option<&str>,
     kernel: &Path,
     emulator: &Emulator,
     initrd: &Path,
@@ -40,8 +41,9 @@ pub fn run(
     for path in [&console, &report] {
         let _ = fs::remove_file(path);
     }
+    let only = only.map(|check| format!(" kernmeter.check={check}")).unwrap_or_default();
     let parameters = format!(
-        "console=ttyS0 panic=-1 mitigations=off quiet kernmeter.variant={} {}",
+        "console=ttyS0 panic=-1 mitigations=off quiet kernmeter.variant={}{only} {}",
         variant.name, variant.parameters
     );
     let mut command = emulator.command();

@@ -29,6 +29,7 @@ const LEGEND: &str = "
 |---|---|
 | `boot` | the machine came up, its checks ended, its kernel complained of nothing |
 | `programs` | the kernel's verifier accepts every program |
+| `prototypes` | every tracepoint has the arguments its hook documents |
 | `doctor` | `kernmeter doctor` is content; where nothing can be metered it names what is missing |
 | `start` | the agent starts with every probe attached |
 | `counts` | calls, errors and durations of a cgroup that is removed right after are exact |
@@ -38,6 +39,7 @@ const LEGEND: &str = "
 | `cpu` | time on a CPU and waiting for one as the kernel accounts it, switches exact |
 | `blocked` | a sleep is blocked time of its system call |
 | `buckets` | durations lie in the right buckets |
+| `contended` | tenants that preempt each other on one CPU are counted exactly |
 | `balance` | under load, sums over tenants are the kernel's own totals |
 | `exit` | nothing is left in the kernel after SIGTERM and SIGKILL |
 | `hotplug` | calls are exact while a CPU goes and comes six times |
