@@ -55,6 +55,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     target.push(format!(":{}", arguments.tag));
     workspace::run(engine().args(["push", "--quiet", &arguments.tag]).arg(target))?;
 
+    // The archive is all that is kept.
+    workspace::output(engine().args(["rmi", "--all", "--force"]))?;
+
     let size = fs::metadata(&binary)?.len();
     let packed = fs::metadata(&archive)?.len();
     println!("image: {} ({})", archive.display(), arguments.tag);
