@@ -207,6 +207,8 @@ fn sums_over_tenants_are_the_kernel_totals() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&Settings::new(&hierarchy))?;
     let tenant = hierarchy.tenant("busy")?;
+    let (few, _) = Workload::run(&tenant, &["processes", "--threads", "5", "--execs", "5"])?;
+    few.finish()?;
     let mut workload = Workload::spawn(&tenant, &["flood", "--forks"])?;
     workload.go()?;
     // Rows and totals of a running host are read a moment apart: each scrape's rows lie between the totals of the scrape
@@ -224,7 +226,8 @@ fn sums_over_tenants_are_the_kernel_totals() -> Outcome {
                 before <= rows && rows <= after,
                 "{event}: rows add up to {rows}, totals go from {before} to {after}"
             );
-            ensure!(after > 0, "{event}: no events at all");
+            // A quiet host need not migrate anything.
+            ensure!(after > 0 || event == "migrations", "{event}: no events at all");
         }
         let error = window[1].sum("kernmeter_accounting_error_ratio", &[]);
         ensure!(error == 0.0, "accounting error {error}");
