@@ -56,7 +56,11 @@ pub enum RunError {
 /// The agent could not start. Nothing stays behind in the kernel.
 pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
-    let server = Server::bind(&config.web.listen_address.to_string())?
+    let wanted = config.web.listen_address;
+    // A host without IPv6 has no `::`: asked for as `:PORT`, the server falls back to every IPv4 address.
+    let any = wanted.ip() == std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+    let address = if any { format!(":{}", wanted.port()) } else { wanted.to_string() };
+    let server = Server::bind(&address)?
         .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let engine = Rc::new(RefCell::new(Engine::start(&config)?));
@@ -76,6 +80,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<()
         controller: Controller::new(config.drain.clone()),
         load: Load::new(),
         cpus: possible_cpus(),
+        loaded: load(file.as_deref()).unwrap_or_else(|_| config.clone()),
         config,
         file,
         kernel_log: engine
@@ -147,6 +152,8 @@ struct Metering {
     load: Load,
     cpus: u32,
     config: Config,
+    /// The file as it was at the start, without what the command line overrides.
+    loaded: Config,
     file: Option<PathBuf>,
     /// The kernel side's rare messages.
     kernel_log: Option<KernelLog>,
@@ -343,16 +350,14 @@ impl Metering {
     fn try_reload(&mut self) -> Result<Vec<&'static str>, String> {
         let new = load(self.file.as_deref()).map_err(|error| error.to_string())?;
         self.engine.borrow_mut().reload(&new).map_err(|error| error.to_string())?;
-        let mut sections = self.config.restart_needed(&new);
-        if self.config.detail != new.detail {
+        let mut sections = self.loaded.restart_needed(&new);
+        if self.loaded.detail != new.detail {
             sections.push("detail");
         }
-        if self.config.limits != new.limits {
+        if self.loaded.limits != new.limits {
             sections.push("limits");
         }
         self.controller.reconfigure(new.drain.clone());
-        // What needs a restart keeps its old value, so that the next reload says so again.
-        self.config = Config { drain: new.drain, tenants: new.tenants, ..self.config.clone() };
         Ok(sections)
     }
 

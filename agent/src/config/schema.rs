@@ -254,6 +254,8 @@ fn detail(config: &mut Config, raw: RawDetail, known: &Known<'_>) -> Result<(), 
     let detail = &mut config.detail;
     set(&mut detail.default, raw.default, "detail.default", one_of(DETAILS))?;
     for (family, level) in raw.families.unwrap_or_default() {
+        // As `kernmeter probes` and a scrape show counters.
+        let family = family.strip_suffix("_total").map(str::to_owned).unwrap_or(family);
         if !known.families.contains(&family.as_str()) {
             return Err(at(
                 level.referenced,

@@ -337,16 +337,19 @@ impl Drain {
         batch.births.sort_by_key(|birth| birth.cgroup_id);
     }
 
+    /// Finds rows with new keys. Rows of a slot that got its owner after [`read_slots`](Self::read_slots) looked are left to
+    /// the next pass, which knows whose they are.
     fn discover_rows(&mut self) {
+        let owned = |slot: u64| self.lives.get(slot as usize).is_some_and(|life| *life != Life::Free);
         for row in 0..self.plan.syscall_rows {
             let meta = self.sys_meta.load(row, 0);
-            if meta & META_USED != 0 {
+            if meta & META_USED != 0 && owned((meta & !META_USED) >> 16) {
                 self.shadow.meet_syscall(row, meta as u32);
             }
         }
         for row in 0..self.plan.errno_rows {
             let meta = self.err_meta.load(row, 0);
-            if meta & META_USED != 0 {
+            if meta & META_USED != 0 && owned((meta & !META_USED) >> 32) {
                 self.shadow.meet_errno(row, meta & !META_USED);
             }
         }

@@ -125,7 +125,7 @@ impl Kernel {
         let mut ebpf = loader.load(OBJECT).map_err(|error| {
             let text = chain(&error);
             let advice = if text.contains("Operation not permitted") || text.contains("os error 1)") {
-                "run as root or with CAP_BPF and CAP_PERFMON, and see `kernmeter doctor`"
+                "run as root or with CAP_BPF and CAP_PERFMON and with a seccomp profile that allows bpf(2), and see `kernmeter doctor`"
             } else if text.contains("Cannot allocate memory") {
                 "lower `kernel.memory_budget`, or raise the memory limit of the agent's cgroup"
             } else {
