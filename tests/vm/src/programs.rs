@@ -76,7 +76,7 @@ pub fn prototypes() -> Result<()> {
         // "..., since 5.18; without prev_state before": older kernels pass one less.
         let fewest = documented - usize::from(since.contains("without"));
         match btf.tracepoint_args(hook.tracepoint)? {
-            Some(args) if (fewest..=documented).contains(&(args as usize)) => {}
+            Some(args) if (fewest..=documented).contains(&args) => {}
             Some(args) => {
                 wrong.push(format!(
                     "`{}` has {args} arguments, documented: {}",
