@@ -22,18 +22,11 @@ const TASK_DEAD: u32 = 0x80;
 /// argument since 5.18.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) {
-    let preempt = ctx.arg::<u64>(0) & 1 != 0;
     let prev = Task(ctx.arg(1));
+    // The fourth argument must not be read where it is not passed.
+    let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
+    let now = leave(prev, ctx.arg(0), prev_state);
     let next = Task(ctx.arg(2));
-    // SAFETY: the helper takes nothing.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let elapsed = flush::since_last(now);
-    if prev.pid() == 0 {
-        row::count(Total::IdleNs, elapsed);
-    } else {
-        let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
-        switch_out(prev, preempt, prev_state, elapsed, now);
-    }
     if next.pid() != 0 {
         switch_in(next, now);
     }
@@ -43,17 +36,23 @@ pub fn sched_switch(ctx: BtfTracePointContext) {
 /// that comes is a plain address here, so waits and block times cannot be told.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn raw_switch(ctx: RawTracePointContext) {
-    let preempt = ctx.arg::<u64>(0) & 1 != 0;
     let prev = task::current();
+    let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
+    leave(prev, ctx.arg(0), prev_state);
+}
+
+/// The half of a switch that concerns the task that leaves; returns the time.
+#[inline(always)]
+fn leave(prev: Task, preempt: u64, prev_state: u32) -> u64 {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let elapsed = flush::since_last(now);
     if prev.pid() == 0 {
         row::count(Total::IdleNs, elapsed);
     } else {
-        let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
-        switch_out(prev, preempt, prev_state, elapsed, now);
+        switch_out(prev, preempt & 1 != 0, prev_state, elapsed, now);
     }
+    now
 }
 
 #[inline(always)]
