@@ -10,9 +10,9 @@ use crate::{
     identity::tree::{Hierarchy, Mode},
     probes::{
         self,
-        load::{lockdown, possible_cpus},
+        load::{lockdown, possible_cpus, total_memory},
         offsets,
-        size::{Plan, Wishes},
+        size::{Plan, Wishes, budget_on},
     },
 };
 
@@ -232,7 +232,7 @@ fn probe_checks(btf: Option<&Btf>) -> Vec<Check> {
 
 fn memory() -> Check {
     let cpus = possible_cpus();
-    let budget = crate::config::Config::default().kernel.memory_budget;
+    let budget = budget_on(total_memory(), crate::config::Config::default().kernel.memory_budget);
     match Plan::new(cpus, &Wishes { budget, ..Wishes::default() }) {
         Ok(plan) => check(
             "kernel memory",

@@ -15,12 +15,12 @@ use crate::{
         rules::RuleError,
         tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk},
     },
-    lifecycle::monotonic_ns,
+    lifecycle::{monotonic_ns, release_free_memory},
     probes::{
         self,
-        load::{HookStatus, Kernel, LoadError, lockdown, possible_cpus},
+        load::{HookStatus, Kernel, LoadError, lockdown, possible_cpus, total_memory},
         offsets,
-        size::{Plan, TooSmall, Wishes},
+        size::{Plan, TooSmall, Wishes, budget_on},
     },
     registry::{Limits, Registry, Snapshot},
 };
@@ -156,13 +156,15 @@ impl Engine {
         let plan = Plan::new(
             possible_cpus(),
             &Wishes {
-                budget: config.kernel.memory_budget,
+                budget: budget_on(total_memory(), config.kernel.memory_budget),
                 slots: fixed(config.kernel.slots),
                 syscall_rows: fixed(config.kernel.syscall_rows),
                 errno_rows: fixed(config.kernel.errno_rows),
             },
         )?;
         let mut kernel = Kernel::load(plan, &constants, config.kernel.attach == AttachMode::Raw)?;
+        // Before the rows are mapped: on a small host both at once would be too much.
+        release_free_memory();
         let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
         let limits = Limits {
             series_per_tenant: config.limits.series_per_tenant as usize,

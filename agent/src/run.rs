@@ -10,7 +10,7 @@ use crate::{
     config::{Config, ConfigError},
     engine::{Engine, Report, StartError, probe_failure},
     known,
-    lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns, release_free_memory},
+    lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns},
     probes::{
         self,
         load::{KernelLog, possible_cpus},
@@ -92,7 +92,6 @@ pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<()
     };
     metering.drain();
     metering.tell_probes();
-    release_free_memory();
 
     let address = server.local_addr();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

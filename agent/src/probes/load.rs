@@ -95,9 +95,9 @@ impl Kernel {
     /// # Errors
     /// Maps or the object as a whole were refused. A refused program is not an error: see [`Kernel::hooks`].
     pub fn load(plan: Plan, constants: &Constants, raw_only: bool) -> Result<Kernel, LoadError> {
-        let btf = Btf::from_sys_fs().map_err(|error| LoadError::NoBtf(error.to_string()))?;
         let mut loader = EbpfLoader::new();
-        // The programs carry no relocations against kernel types: offsets come from `constants`.
+        // The programs carry no relocations against kernel types: offsets come from `constants`. Letting go of the types here
+        // keeps only one copy of them, some 20 MiB, in memory at a time.
         loader.btf(None).allow_unsupported_maps();
         for (name, value) in &constants.values {
             loader.override_global(name, value, true);
@@ -134,6 +134,7 @@ impl Kernel {
             LoadError::Maps(text, advice)
         })?;
 
+        let btf = Btf::from_sys_fs().map_err(|error| LoadError::NoBtf(error.to_string()))?;
         let mut hooks = Vec::new();
         for probe in ALL {
             for hook in probe.hooks {
@@ -347,6 +348,15 @@ pub fn possible_cpus() -> u32 {
 fn possible() -> Option<Vec<u32>> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").ok()?;
     Some(text.trim().split([',', '-']).filter_map(|n| n.parse().ok()).collect())
+}
+
+/// The host's memory, bytes; unlimited if it cannot be told.
+pub fn total_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib << 10)
 }
 
 /// The kernel's lockdown mode: `none`, `integrity` or `confidentiality`; `none` where the kernel has no such thing.

@@ -60,6 +60,14 @@ const MIN_CGROUPS: u32 = 4096;
 /// Shards beyond this many bring nothing: an uncontended atomic add costs a few nanoseconds.
 const MIN_SHARDS: u32 = 8;
 
+/// Share of the host's memory that the tables may take at most.
+const MEMORY_SHARE: u64 = 8;
+
+/// The budget on a host with this much memory: what was configured, but not more than an eighth of the host.
+pub fn budget_on(total_memory: u64, configured: u64) -> u64 {
+    configured.min(total_memory / MEMORY_SHARE)
+}
+
 /// An entry of a preallocated hash beyond key and value (`struct htab_elem` and its bucket), rounded up.
 const HASH_OVERHEAD: u64 = 64;
 
@@ -140,6 +148,15 @@ mod tests {
             assert_eq!(plan.shared, plan.shards < cpus);
             assert!(plan.slots >= 1024 && plan.syscall_rows >= 2048, "{cpus} CPUs: {plan:?}");
         }
+    }
+
+    #[test]
+    fn a_small_host_gets_small_tables() {
+        assert_eq!(budget_on(8 << 30, 64 * MIB), 64 * MIB);
+        let plan =
+            Plan::new(2, &Wishes { budget: budget_on(94 * MIB, 64 * MIB), ..Wishes::default() }).unwrap();
+        assert!(plan.bytes() <= 94 * MIB / 8, "{plan:?}");
+        assert!(plan.slots >= 1024 && plan.syscall_rows >= 2048, "{plan:?}");
     }
 
     #[test]
