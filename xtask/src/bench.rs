@@ -13,7 +13,7 @@ const PROGRAM: &str = "overhead";
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Fewer turns and sizes: half a minute instead of several
+    /// Fewer turns and sizes: about a minute instead of five
     #[arg(long)]
     quick: bool,
 }

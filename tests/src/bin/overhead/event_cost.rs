@@ -91,7 +91,7 @@ pub fn run(
 
 fn turn(worker: &mut Pinned, agents: usize, cgroups: u32, rounds: u32) -> Result<[f64; 3]> {
     alone::measure(agents, || {
-        let hop = if cgroups > 0 { worker.hop(rounds.div_ceil(4))? } else { f64::NAN };
+        let hop = if cgroups > 0 { worker.hop(rounds.div_ceil(10))? } else { f64::NAN };
         Ok([worker.syscall(rounds)?, worker.switch(rounds)?, hop])
     })
 }

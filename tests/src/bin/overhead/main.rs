@@ -53,7 +53,7 @@ fn report(quick: bool) -> Result<()> {
 }
 
 fn measure(hierarchy: &Hierarchy, quick: bool) -> Result<()> {
-    let effort = if quick { Effort { turns: 4, rounds: 100 } } else { Effort { turns: 16, rounds: 200 } };
+    let effort = if quick { Effort { turns: 4, rounds: 300 } } else { Effort { turns: 16, rounds: 600 } };
     let drains = if quick { 5 } else { 15 };
     // More tenants than the agent allows by default, so that none is folded away.
     let settings = Settings::new(hierarchy).every_ms(5000).section("limits:\n  tenants: 10000");
@@ -61,7 +61,13 @@ fn measure(hierarchy: &Hierarchy, quick: bool) -> Result<()> {
     let cpus = std::thread::available_parallelism()?.get() as u32;
     let subject = Subject::new(hierarchy)?;
     let mut worker = Pinned::start(cpus - 1)?;
-    println!("kernel {}, {cpus} CPUs, loops on CPU {}", kernel_release()?, cpus - 1);
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    println!(
+        "kernel {}, {cpus} CPUs, loops on CPU {}, load average {}",
+        kernel_release()?,
+        cpus - 1,
+        load.split(' ').next().unwrap_or_default()
+    );
     event_cost::run(&mut worker, &subject, &settings, 0, effort)?;
     for size in if quick { &[10, 100, 1000][..] } else { &[10, 100, 1000, 3000][..] } {
         let cgroups = ring(hierarchy, &mut worker, *size)?;

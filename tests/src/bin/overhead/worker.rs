@@ -13,8 +13,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 /// Short, so that a round usually fits between two interruptions; the median over rounds passes over the others.
-const CALLS: u32 = 4_000;
-const ROUND_TRIPS: u32 = 400;
+const CALLS: u32 = 2_000;
+const ROUND_TRIPS: u32 = 100;
 /// The token of a round in which each relay only reads and writes.
 const PLAIN: u8 = b'p';
 /// The token of a round in which each relay also makes [`BUSY_CALLS`] calls and as many failing ones.
