@@ -98,11 +98,11 @@ fn kernel() -> Check {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
         // A number is only a hint: the programs themselves decide. It is told for the remedy.
-        (Some(major), Some(minor)) if (major, minor) < (5, 11) => check(
+        (Some(major), Some(minor)) if (major, minor) < (5, 13) => check(
             "kernel",
             Outcome::Warn,
             format!("Linux {release}"),
-            "task storage for tracing programs came with Linux 5.11; upgrade the kernel if programs are refused",
+            "task storage for tracing programs came with Linux 5.13; upgrade the kernel if programs are refused",
         ),
         _ => check("kernel", Outcome::Ok, format!("Linux {release}"), ""),
     }
@@ -160,6 +160,12 @@ fn read_btf() -> Result<Btf, String> {
 
 fn btf_check(btf: &Result<Btf, String>) -> Check {
     match btf {
+        Ok(btf) if !offsets::has_task_storage(btf) => check(
+            "kernel types",
+            Outcome::Fail,
+            "this kernel keeps no state of tasks for tracing programs",
+            "upgrade to Linux 5.13 or newer",
+        ),
         Ok(btf) => match offsets::resolve(btf) {
             Ok(constants) => check(
                 "kernel types",

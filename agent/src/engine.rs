@@ -51,6 +51,9 @@ pub enum StartError {
     /// Unusable type information.
     #[error("{0}; this kernel is not supported: see `kernmeter doctor`")]
     Btf(#[from] BtfError),
+    /// A kernel before 5.13.
+    #[error("this kernel keeps no state of tasks for tracing programs; kernmeter needs Linux 5.13 or newer")]
+    NoTaskStorage,
     /// The budget is too small.
     #[error(transparent)]
     Budget(#[from] TooSmall),
@@ -145,6 +148,9 @@ impl Engine {
         let identifier = Identifier::new(config)?;
         let hierarchy = Hierarchy::find()?;
         let btf = Btf::parse(std::fs::read(BTF_PATH).map_err(StartError::NoBtf)?)?;
+        if !offsets::has_task_storage(&btf) {
+            return Err(StartError::NoTaskStorage);
+        }
         let mut constants = offsets::resolve(&btf)?;
         drop(btf);
         // Under lockdown=confidentiality the kernel lets no program read memory by address: names are learnt from /sys.

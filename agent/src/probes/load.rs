@@ -26,7 +26,7 @@ const ADOPT: &str = "adopt_task";
 pub enum LoadError {
     /// The kernel offers no BTF.
     #[error(
-        "cannot read the kernel's type information: {0}; kernmeter needs a kernel with CONFIG_DEBUG_INFO_BTF (Linux 5.11 \
+        "cannot read the kernel's type information: {0}; kernmeter needs a kernel with CONFIG_DEBUG_INFO_BTF (Linux 5.13 \
          or newer; most distributions have it) and /sys/kernel/btf/vmlinux readable"
     )]
     NoBtf(String),

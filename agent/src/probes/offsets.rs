@@ -35,6 +35,11 @@ pub struct Constants {
     pub values: Vec<(&'static str, u32)>,
 }
 
+/// Whether tracing programs can keep state in tasks: the member came with that ability (Linux 5.13).
+pub fn has_task_storage(btf: &Btf) -> bool {
+    btf.offset("task_struct", &["bpf_storage"]).is_ok()
+}
+
 /// Looks up every field and the shapes of tracepoints whose prototype changed.
 ///
 /// # Errors
@@ -72,7 +77,9 @@ mod tests {
             println!("SKIP probes::offsets::resolves_here: no /sys/kernel/btf/vmlinux here");
             return;
         };
-        let constants = resolve(&Btf::parse(data).unwrap()).unwrap();
+        let btf = Btf::parse(data).unwrap();
+        assert!(has_task_storage(&btf));
+        let constants = resolve(&btf).unwrap();
         assert_eq!(constants.values.len(), FIELDS.len() + 2);
         let mut names: Vec<_> = constants.values.iter().map(|(name, _)| name).collect();
         names.sort_unstable();

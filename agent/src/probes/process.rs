@@ -30,7 +30,7 @@ pub static TASKS: Family = Family {
 pub static PROBE: Probe = Probe {
     name: "process",
     summary: "processes and threads: created, executed, ended, alive",
-    needs: "Linux 5.11: task storage for tracing programs; BTF",
+    needs: "Linux 5.13: task storage for tracing programs; BTF",
     cost: "about 200 ns per fork",
     hooks: &[
         Hook {

@@ -58,7 +58,7 @@ pub static MIGRATIONS: Family = Family {
 pub static PROBE: Probe = Probe {
     name: "scheduler",
     summary: "CPU time, run-queue wait, time blocked, context switches, migrations",
-    needs: "Linux 5.11: task storage for tracing programs; BTF",
+    needs: "Linux 5.13: task storage for tracing programs; BTF",
     cost: "about 580 ns per context switch with one wake-up on a mitigated 2-core VM, 300 of them above empty programs",
     hooks: &[
         Hook {

@@ -47,7 +47,7 @@ pub static UNMEASURED: Family = Family {
 pub static PROBE: Probe = Probe {
     name: "syscalls",
     summary: "system calls: count, errors, latency",
-    needs: "Linux 5.11: task storage for tracing programs; BTF",
+    needs: "Linux 5.13: task storage for tracing programs; BTF",
     cost: "about 255 ns per system call on a mitigated 2-core VM, 110 of them above empty programs",
     hooks: &[
         Hook {

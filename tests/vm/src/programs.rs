@@ -33,7 +33,7 @@ pub fn check(report: &mut Report) -> Result<()> {
         Err(error) => {
             let text = chain(&error);
             if text.contains("`TASKS`") && text.contains("Invalid argument") && !has_task_storage() {
-                skip!("no task storage for tracing programs before Linux 5.11: {text}");
+                skip!("no task storage for tracing programs before Linux 5.13: {text}");
             }
             bail!("{text}");
         }
