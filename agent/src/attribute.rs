@@ -51,17 +51,6 @@ struct Slot {
     cgroup_id: u64,
 }
 
-/// A slot that waits for its path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unresolved {
-    /// The slot.
-    pub slot: u32,
-    /// Its cgroup.
-    pub cgroup_id: u64,
-    /// How long it has been waiting, nanoseconds.
-    pub waiting_ns: u64,
-}
-
 /// One conserved quantity: what the kernel counted before attribution and what arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balance {
@@ -208,18 +197,10 @@ impl Attribution {
         }
     }
 
-    /// The slots that wait for their path, those given back included.
-    pub fn unresolved(&self, now_ns: u64) -> Vec<Unresolved> {
-        let all = self.slots.iter().enumerate().chain(self.orphans.iter().map(|slot| (usize::MAX, slot)));
-        all.filter_map(|(index, slot)| match &slot.binding {
-            Binding::Pending(pending) => Some(Unresolved {
-                slot: index as u32,
-                cgroup_id: slot.cgroup_id,
-                waiting_ns: now_ns.saturating_sub(pending.since_ns),
-            }),
-            _ => None,
-        })
-        .collect()
+    /// cgroup ids of the slots that wait for their path, those given back included.
+    pub fn unresolved(&self) -> Vec<u64> {
+        let waits = |slot: &&Slot| matches!(slot.binding, Binding::Pending(_));
+        self.slots.iter().chain(&self.orphans).filter(waits).map(|slot| slot.cgroup_id).collect()
     }
 
     /// cgroup id of each slot that is bound or waits.
@@ -458,7 +439,7 @@ mod tests {
     fn counts(slot: u32, calls: u64) -> Batch {
         let row = SyscallRow { calls, ..EMPTY_SYSCALL_ROW };
         Batch {
-            syscalls: vec![SyscallDelta { index: slot, slot, syscall: 39, row }],
+            syscalls: vec![SyscallDelta { slot, syscall: 39, row }],
             errors: vec![ErrnoDelta { slot, syscall: 39, errno: 2, count: 1 }],
             slots: vec![SlotDelta { slot, row: SlotRow { cpu_ns: 10 * calls, ..EMPTY_SLOT_ROW } }],
             ..Batch::default()
@@ -498,7 +479,7 @@ mod tests {
         attribution.apply(&Batch { freed: vec![5], ..counts(5, 4) }, &mut registry, &ByTop(""));
         attribution.apply(&counts(6, 2), &mut registry, &ByTop(""));
         assert_eq!(calls(&registry), []);
-        assert_eq!(attribution.unresolved(0).len(), 2);
+        assert_eq!(attribution.unresolved().len(), 2);
         let batch = Batch::default();
         assert_eq!(attribution.balance(&batch, &registry)[0].attributed, 9);
         // The slot has a new owner before the old one's identity is learnt: nothing mixes.
@@ -509,7 +490,7 @@ mod tests {
         assert_eq!(calls(&registry), [("b".into(), 100), ("late".into(), 7)]);
         attribution.give_up(10, 10, &mut registry);
         assert_eq!(calls(&registry)[2], ("_unknown".into(), 2));
-        assert!(attribution.unresolved(0).is_empty());
+        assert!(attribution.unresolved().is_empty());
         assert_eq!(attribution.balance(&batch, &registry)[0].attributed, 109);
     }
 

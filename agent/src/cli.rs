@@ -179,7 +179,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run { common, listen_address, telemetry_path, show } => {
             drop(out);
-            let mut config = configure(&common)?;
+            let loaded = load(&common)?;
+            let mut config = configure(&common, loaded.clone());
             if let Some(address) = listen_address {
                 config.web.listen_address = address;
             }
@@ -195,12 +196,12 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             start_log(config.log)?;
             let runtime = runtime()?;
             runtime
-                .block_on(run::run(config, common.file, show))
+                .block_on(run::run(config, loaded, common.file, show))
                 .map_err(|error| Failure::Runtime(error.to_string()))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Snapshot { common, time, sort, json } => {
-            let mut config = configure(&common)?;
+            let mut config = configure(&common, load(&common)?);
             if common.level.is_none() {
                 config.log.level = LogLevel::Warn;
             }
@@ -266,8 +267,12 @@ fn man() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-fn configure(common: &Common) -> Result<Config, Failure> {
-    let mut config = run::load(common.file.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+fn load(common: &Common) -> Result<Config, Failure> {
+    run::load(common.file.as_deref()).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// The file's configuration with what the command line overrides.
+fn configure(common: &Common, mut config: Config) -> Config {
     if let Some(level) = common.level {
         config.log.level = match level {
             Level::Error => LogLevel::Error,
@@ -283,7 +288,7 @@ fn configure(common: &Common) -> Result<Config, Failure> {
             Format::Json => LogFormat::Json,
         };
     }
-    Ok(config)
+    config
 }
 
 fn start_log(config: Log) -> Result<(), Failure> {

@@ -320,7 +320,7 @@ impl Engine {
 
     /// Slots whose counts wait for an identity.
     pub fn pending(&self) -> usize {
-        self.attribution.unresolved(0).len()
+        self.attribution.unresolved().len()
     }
 
     /// Times a rule's result was refused as a tenant name, by reason.
@@ -330,12 +330,11 @@ impl Engine {
 
     /// Finds the paths of cgroups whose name the kernel side could not tell (its parent had no slot, say).
     fn look_up_names(&mut self, now_ns: u64) {
-        let wanted = self.attribution.unresolved(now_ns);
+        let wanted: HashSet<u64> = self.attribution.unresolved().into_iter().collect();
         if wanted.is_empty() || now_ns.saturating_sub(self.looked_up_ns) < 1_000_000_000 {
             return;
         }
         self.looked_up_ns = now_ns;
-        let wanted: HashSet<u64> = wanted.into_iter().map(|slot| slot.cgroup_id).collect();
         let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return };
         for entry in walk.entries.iter().filter(|entry| wanted.contains(&entry.id)) {
             self.attribution.learn(entry.id, &entry.path, &mut self.registry, &self.identifier);

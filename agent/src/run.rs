@@ -50,11 +50,11 @@ pub enum RunError {
     Signals(#[source] std::io::Error),
 }
 
-/// Runs until SIGTERM or SIGINT. `show` prints a first table to standard output.
+/// Runs until SIGTERM or SIGINT. `loaded` is `file` without what the command line overrides in `config`. `show` prints a first table to standard output.
 ///
 /// # Errors
 /// The agent could not start. Nothing stays behind in the kernel.
-pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<(), RunError> {
+pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bool) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
     let wanted = config.web.listen_address;
     // A host without IPv6 has no `::`: asked for as `:PORT`, the server falls back to every IPv4 address.
@@ -80,8 +80,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<()
         controller: Controller::new(config.drain.clone()),
         load: Load::new(),
         cpus: possible_cpus(),
-        loaded: load(file.as_deref()).unwrap_or_else(|_| config.clone()),
-        config,
+        loaded,
         file,
         kernel_log: engine
             .borrow_mut()
@@ -101,16 +100,14 @@ pub async fn run(config: Config, file: Option<PathBuf>, show: bool) -> Result<()
     tracing::info!(
         version = VERSION,
         address = %address,
-        path = metering.config.web.telemetry_path,
+        path = config.web.telemetry_path,
         probes = probes::ALL.len(),
         "listening"
     );
     sd_ready();
     {
-        let showing = first_look(
-            &engine,
-            show.then(|| format!("http://{address}{}", metering.config.web.telemetry_path)),
-        );
+        let showing =
+            first_look(&engine, show.then(|| format!("http://{address}{}", config.web.telemetry_path)));
         let metered = metering.until_stopped(&mut signals);
         tokio::select! {
             () = metered => {}
@@ -150,7 +147,6 @@ struct Metering {
     controller: Controller,
     load: Load,
     cpus: u32,
-    config: Config,
     /// The file as it was at the start, without what the command line overrides.
     loaded: Config,
     file: Option<PathBuf>,

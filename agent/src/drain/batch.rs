@@ -27,8 +27,6 @@ pub struct SlotDelta {
 /// What a (slot, syscall) row counted.
 #[derive(Clone, Debug)]
 pub struct SyscallDelta {
-    /// Index of the row: stable as long as the slot lives.
-    pub index: u32,
     /// The slot.
     pub slot: u32,
     /// The syscall key, see [`agent_ebpf::syscall_key`].

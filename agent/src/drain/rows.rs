@@ -160,12 +160,7 @@ impl Shadow {
             };
             shadow.words = now;
             shadow.buckets = now_buckets;
-            batch.syscalls.push(SyscallDelta {
-                index: shadow.row,
-                slot: shadow.key >> 16,
-                syscall: shadow.key & 0xffff,
-                row,
-            });
+            batch.syscalls.push(SyscallDelta { slot: shadow.key >> 16, syscall: shadow.key & 0xffff, row });
         }
     }
 

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint};
 use aya::{Btf, EbpfLoader};
 use kernmeter::engine::BTF_PATH;
-use kernmeter::probes::load::{OBJECT, lockdown};
+use kernmeter::probes::load::{OBJECT, chain, lockdown};
 use kernmeter::probes::{self, offsets};
 use kernmeter_tests::skip;
 
@@ -129,19 +129,4 @@ fn explain(error: &ProgramError) -> String {
         .collect();
     last.reverse();
     format!("{io_error}: {}", last.join(" | "))
-}
-
-/// An error and its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
