@@ -3,6 +3,7 @@
 //! [`path`], [`rules`], [`users`] and [`workload`] are pure; only [`tree`] reads the file system.
 
 pub mod path;
+pub mod pods;
 pub mod rules;
 pub mod tree;
 pub mod users;
