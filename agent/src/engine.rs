@@ -1,17 +1,14 @@
 //! Wires kernel, drain, identity, attribution and registry: configuration in, snapshots and balances out. Serves nothing.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use crate::{
-    attribute::{Attribution, Balance, Identify},
+    attribute::{Attribution, Balance, Certainty, Identify, Identity, Patience},
     btf::{Btf, BtfError},
     config::{AttachMode, Auto, Config},
     drain::{Batch, Drain, DrainError, SlotCounts},
     identity::{
-        CgroupFacts, Rules, Users, Workload, describe,
+        CgroupFacts, Rules, Users, describe,
         rules::RuleError,
         tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk},
     },
@@ -27,8 +24,13 @@ use crate::{
 
 /// The running kernel's type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
-/// How long counts wait for an identity before they go to `_unknown`.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long counts wait for their cgroup's path before they go to `_unknown`.
+const PATH_PATIENCE: Duration = Duration::from_mins(1);
+/// How long counts of a known pod wait for the container's name. A kubelet tells the API of a container's start within a
+/// few seconds; pause containers never get a name.
+const CONTAINER_PATIENCE: Duration = Duration::from_secs(15);
+/// Slots given back whose counts wait: some 15 KiB each where a container used thirty system calls.
+const MOST_ORPHANS: usize = 4096;
 /// How often the cgroup tree is compared with the slots.
 const RECONCILE: Duration = Duration::from_mins(1);
 /// After detaching, programs that were running finish; totals that no longer move for this long are final.
@@ -80,7 +82,8 @@ pub enum StartError {
 pub struct Identifier {
     rules: Rules,
     users: Users,
-    refusals: std::cell::RefCell<BTreeMap<&'static str, u64>>,
+    /// Counts the reloads.
+    generation: u64,
 }
 
 impl Identifier {
@@ -90,22 +93,23 @@ impl Identifier {
     /// A rule that makes no sense; a checked configuration has none.
     pub fn new(config: &Config) -> Result<Identifier, RuleError> {
         let users = Users::parse(&std::fs::read("/etc/passwd").unwrap_or_default());
-        Ok(Identifier {
-            rules: Rules::compile(&config.tenants)?,
-            users,
-            refusals: std::cell::RefCell::default(),
-        })
+        Ok(Identifier { rules: Rules::compile(&config.tenants)?, users, generation: 0 })
     }
 }
 
 impl Identify for Identifier {
-    fn identify(&self, path: &[u8]) -> Workload {
+    fn identify(&self, path: &[u8]) -> Identity {
         let facts = CgroupFacts::recognise(path);
         let verdict = self.rules.evaluate(&facts, &self.users);
-        for refusal in &verdict.refusals {
-            *self.refusals.borrow_mut().entry(refusal.reason.as_str()).or_default() += 1;
+        Identity {
+            workload: describe(&facts, &verdict),
+            certainty: Certainty::Settled,
+            refusals: verdict.refusals.iter().map(|refusal| refusal.reason.as_str()).collect(),
         }
-        describe(&facts, &verdict)
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
     }
 }
 
@@ -178,7 +182,13 @@ impl Engine {
             retention_ns: config.limits.retention.as_nanos() as u64,
         };
         let mut registry = Registry::new(probes::families(), |family| config.detail.of(family.name), limits);
-        let attribution = Attribution::new(plan.slots, &mut registry, &identifier);
+        let patience = Patience {
+            path_ns: PATH_PATIENCE.as_nanos() as u64,
+            pod_ns: Duration::from_mins(5).as_nanos() as u64,
+            container_ns: CONTAINER_PATIENCE.as_nanos() as u64,
+            orphans: MOST_ORPHANS,
+        };
+        let attribution = Attribution::new(plan.slots, patience, &mut registry, &identifier);
 
         // From here on no cgroup is born without a slot; the walk then gives the older ones theirs, before any event is
         // counted.
@@ -224,7 +234,7 @@ impl Engine {
         self.drain.pass(&mut self.kernel, begun, &mut self.batch)?;
         self.attribution.apply(&self.batch, &mut self.registry, &self.identifier);
         self.look_up_names(begun);
-        self.attribution.give_up(begun, PATIENCE.as_nanos() as u64, &mut self.registry);
+        self.attribution.resolve(begun, &mut self.registry, &self.identifier);
         self.registry.expire(begun);
         if begun.saturating_sub(self.reconciled_ns) >= RECONCILE.as_nanos() as u64 {
             self.reconciled_ns = begun;
@@ -261,7 +271,8 @@ impl Engine {
             }
         }
         let report = self.pass()?;
-        self.attribution.give_up(u64::MAX, 0, &mut self.registry);
+        // Nothing more will be learnt.
+        self.attribution.resolve(u64::MAX, &mut self.registry, &self.identifier);
         Ok(Report { balances: self.attribution.balance(&self.batch, &self.registry), ..report })
     }
 
@@ -270,11 +281,11 @@ impl Engine {
     /// # Errors
     /// A rule that makes no sense, or the kernel refused access to a map. The old rules stay.
     pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
-        let identifier = Identifier::new(config)?;
-        *identifier.refusals.borrow_mut() = self.identifier.refusals.borrow().clone();
+        let mut identifier = Identifier::new(config)?;
+        identifier.generation = self.identifier.generation + 1;
         self.pass()?;
         self.identifier = identifier;
-        self.attribution.reassign(monotonic_ns(), &mut self.registry, &self.identifier);
+        self.attribution.resolve(monotonic_ns(), &mut self.registry, &self.identifier);
         Ok(())
     }
 
@@ -318,26 +329,21 @@ impl Engine {
         self.drain.rows_used()
     }
 
-    /// Slots whose counts wait for an identity.
-    pub fn pending(&self) -> usize {
-        self.attribution.unresolved().len()
-    }
-
-    /// Times a rule's result was refused as a tenant name, by reason.
-    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
-        self.identifier.refusals.borrow().iter().map(|(reason, count)| (*reason, *count)).collect()
+    /// Slots and what became of them: waiting, refused, given up.
+    pub fn attribution(&self) -> &Attribution {
+        &self.attribution
     }
 
     /// Finds the paths of cgroups whose name the kernel side could not tell (its parent had no slot, say).
     fn look_up_names(&mut self, now_ns: u64) {
-        let wanted: HashSet<u64> = self.attribution.unresolved().into_iter().collect();
+        let wanted: HashSet<u64> = self.attribution.pathless().into_iter().collect();
         if wanted.is_empty() || now_ns.saturating_sub(self.looked_up_ns) < 1_000_000_000 {
             return;
         }
         self.looked_up_ns = now_ns;
         let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return };
         for entry in walk.entries.iter().filter(|entry| wanted.contains(&entry.id)) {
-            self.attribution.learn(entry.id, &entry.path, &mut self.registry, &self.identifier);
+            self.attribution.learn(entry.id, &entry.path);
         }
     }
 

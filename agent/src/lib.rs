@@ -13,6 +13,7 @@ pub mod engine;
 pub mod escape;
 pub mod exposition;
 pub mod family;
+pub mod filewatch;
 pub mod identity;
 pub mod lifecycle;
 pub mod log;

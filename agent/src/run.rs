@@ -9,6 +9,7 @@ use crate::{
     adapt::{Controller, Decision, Load, State},
     config::{Config, ConfigError},
     engine::{Engine, Report, StartError, probe_failure},
+    filewatch::FileWatch,
     known,
     lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns},
     probes::{
@@ -81,6 +82,7 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
         load: Load::new(),
         cpus: possible_cpus(),
         loaded,
+        config_file: FileWatch::new(file.clone()),
         file,
         kernel_log: engine
             .borrow_mut()
@@ -150,6 +152,7 @@ struct Metering {
     /// The file as it was at the start, without what the command line overrides.
     loaded: Config,
     file: Option<PathBuf>,
+    config_file: FileWatch,
     /// The kernel side's rare messages.
     kernel_log: Option<KernelLog>,
 }
@@ -173,6 +176,9 @@ impl Metering {
                 _ = load_tick.tick() => {
                     decision = self.read_load();
                     self.watchdog();
+                    if self.config_file.changed() {
+                        self.reload();
+                    }
                     if let Some(kernel_log) = &mut self.kernel_log {
                         kernel_log.flush();
                     }
@@ -258,8 +264,13 @@ impl Metering {
             })
             .collect();
         self.own.set_maps(&maps);
-        self.own.set_pending_workloads(engine.pending() as u64);
-        self.own.set_tenant_rule_refusals(&engine.refusals());
+        let attribution = engine.attribution();
+        self.own.set_unresolved_slots(attribution.unresolved() as u64);
+        let waiting: Vec<_> =
+            report.balances.iter().map(|balance| (balance.event, balance.waiting)).collect();
+        self.own.set_unresolved_events(&waiting);
+        self.own.set_identities_given_up(attribution.given_up().iter().map(|(reason, n)| (*reason, *n)));
+        self.own.set_tenant_rule_refusals(attribution.refusals().iter().map(|(reason, n)| (*reason, *n)));
         self.own.set_series(engine.registry().lines().map(|(tenant, lines)| (tenant, lines as u64)));
         self.own.set_series_limited(engine.registry().limited());
         if let Ok(stats) = read_process_stats() {
@@ -330,6 +341,8 @@ impl Metering {
 
     /// Reads the configuration again and applies what can change while running.
     fn reload(&mut self) {
+        // What changed until now is in what is read now.
+        self.config_file.changed();
         let result = self.try_reload();
         self.own.count_config_reload(result.is_ok());
         match result {

@@ -277,6 +277,18 @@ impl Agent {
         Ok(())
     }
 
+    /// Replaces the configuration the way a mounted `ConfigMap` changes: by renaming a link. Sends no signal.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn swap_config(&self, yaml: &str) -> Result<()> {
+        let (next, link) = (self.config.with_extension("next"), self.config.with_extension("link"));
+        std::fs::write(&next, yaml)?;
+        std::os::unix::fs::symlink(&next, &link)?;
+        std::fs::rename(&link, &self.config)?;
+        Ok(())
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child is not reaped while this guard lives, so the id is its own.

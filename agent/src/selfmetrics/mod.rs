@@ -131,8 +131,12 @@ tables! {
         "Time the kernel program ran; only while kernel.bpf_stats_enabled is on.";
     program_runs: Counter "kernmeter_program_runs" [""] ["program"]
         "Times the kernel program ran; only while kernel.bpf_stats_enabled is on.";
-    pending_workloads: Gauge "kernmeter_pending_workloads" [""] []
-        "Slots in use whose identity is not known yet.";
+    unresolved_slots: Gauge "kernmeter_unresolved_slots" [""] []
+        "Slots whose workload is not known yet, those of removed cgroups included.";
+    unresolved_events: Gauge "kernmeter_unresolved_events" [""] ["event"]
+        "Events (nanoseconds, where the event ends in _ns) of unresolved slots: in no tenant's series yet.";
+    identities_given_up: Counter "kernmeter_identities_given_up" [""] ["reason"]
+        "Slots billed to _unknown, because their workload was not learnt in time or too many waited.";
     interval: Gauge "kernmeter_interval" ["seconds"] [] "Present interval between reads of the kernel maps.";
     interval_state: Gauge "kernmeter_interval_state" [""] ["state"]
         "State of the interval's controller: 1 for the present one.";
@@ -251,9 +255,19 @@ impl SelfMetrics {
         self.tables().slots_recycled.set(count);
     }
 
-    /// Slots in use without an identity.
-    pub fn set_pending_workloads(&self, count: u64) {
-        self.tables().pending_workloads.set(count);
+    /// Slots without an identity.
+    pub fn set_unresolved_slots(&self, count: u64) {
+        self.tables().unresolved_slots.set(count);
+    }
+
+    /// Events that wait in unresolved slots, as `(event, count)`, all of them.
+    pub fn set_unresolved_events(&self, rows: &[(&str, u64)]) {
+        self.tables().unresolved_events.replace(rows.iter().map(|(event, n)| ([*event], (*n).into())));
+    }
+
+    /// Absolute counts of slots that waited in vain as `(reason, count)`, all of them, never falling.
+    pub fn set_identities_given_up<'a>(&self, rows: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.tables().identities_given_up.replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
     }
 
     /// How long one drain took.
@@ -292,8 +306,8 @@ impl SelfMetrics {
     }
 
     /// Absolute counts of refused tenant names as `(reason, count)`, all of them, never falling.
-    pub fn set_tenant_rule_refusals(&self, rows: &[(&str, u64)]) {
-        self.tables().tenant_rule_refusals.replace(rows.iter().map(|(reason, n)| ([*reason], (*n).into())));
+    pub fn set_tenant_rule_refusals<'a>(&self, rows: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.tables().tenant_rule_refusals.replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
     }
 
     /// Counts one reload of the configuration.
@@ -318,12 +332,14 @@ impl SelfMetrics {
         self.set_slots(0, 0, 0);
         self.set_slots_recycled(0);
         self.set_programs(&[("", 0.0, 0)]);
-        self.set_pending_workloads(0);
+        self.set_unresolved_slots(0);
+        self.set_unresolved_events(&[("", 0)]);
+        self.set_identities_given_up([("", 0)]);
         self.set_interval(Duration::ZERO, IntervalState::Normal);
         self.set_host(&HostReadings { cpu_utilization: 0.0, memory_available: 0.0, pressure: &[("", 0.0)] });
         self.set_series([("", 0)]);
         self.set_series_limited(0);
-        self.set_tenant_rule_refusals(&[("", 0)]);
+        self.set_tenant_rule_refusals([("", 0)]);
         self.count_scrape(None, 200);
         self.set_process(&ProcessStats { max_fds: Some(0), ..ProcessStats::default() });
     }

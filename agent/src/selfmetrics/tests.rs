@@ -13,14 +13,14 @@ fn filled() -> SelfMetrics {
     own.set_accounting_error(0.0);
     own.set_maps(&[MapUsage { map: "ROWS", entries: Some(5), capacity: 100, memory_bytes: 4096 }]);
     own.set_slots(100, 20, 3);
-    own.set_pending_workloads(2);
+    own.set_unresolved_slots(2);
     own.observe_drain(Duration::from_micros(700));
     own.set_interval(Duration::from_secs(15), IntervalState::Normal);
     let pressure = [("cpu", 0.25), ("memory", 0.0)];
     own.set_host(&HostReadings { cpu_utilization: 0.5, memory_available: 0.75, pressure: &pressure });
     own.set_series([("acme", 40), ("_host", 12)]);
     own.set_series_limited(3);
-    own.set_tenant_rule_refusals(&[("reserved", 1)]);
+    own.set_tenant_rule_refusals([("reserved", 1)]);
     own.count_config_reload(true);
     own.count_scrape(Some(Format::Text004), 200);
     own.count_scrape(Some(Format::Text004), 200);
@@ -64,7 +64,7 @@ fn openmetrics_has_every_family() {
         r#"kernmeter_map_capacity{map="ROWS"} 100"#,
         r#"kernmeter_map_memory_bytes{map="ROWS"} 4096"#,
         r#"kernmeter_slots{state="live"} 20"#,
-        "kernmeter_pending_workloads 2",
+        "kernmeter_unresolved_slots 2",
         "# TYPE kernmeter_drain_duration_seconds histogram",
         "kernmeter_drain_duration_seconds_count 1",
         r#"kernmeter_drain_duration_seconds_bucket{le="0.0005"} 0"#,

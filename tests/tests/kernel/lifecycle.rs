@@ -15,6 +15,7 @@ trials![
     the_last_interval_is_in_the_final_totals,
     a_second_signal_ends_at_once,
     reload_loses_no_count,
+    a_changed_file_is_reloaded_by_itself,
     a_bad_reload_changes_nothing,
     two_agents_at_once,
 ];
@@ -121,6 +122,29 @@ fn reload_loses_no_count() -> Outcome {
         late_descriptors <= early_descriptors + 1,
         "descriptors: {early_descriptors}, then {late_descriptors}"
     );
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+fn a_changed_file_is_reloaded_by_itself() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let settings = Settings::new(&hierarchy);
+    let mut agent = Agent::start(&settings)?;
+    let cgroup = hierarchy.tenant("one")?;
+    let own = hierarchy.own().path();
+    let (workload, _) = Workload::run(&cgroup, &["syscalls", "--getppid", "1000"])?;
+    agent.settle(1000, |s| calls(s, "one", "getppid"))?;
+    let rules = rule(&format!("{own}/one"), "other");
+    agent.swap_config(&Settings { rules, ..settings.clone() }.yaml())?;
+    agent.wait_for(Duration::from_secs(5), |l| {
+        l.get("msg").is_some_and(|m| m.contains("configuration reloaded"))
+    })?;
+    workload.finish()?;
+    let (workload, _) = Workload::run(&cgroup, &["syscalls", "--getppid", "500"])?;
+    workload.finish()?;
+    let scrape = agent.settle(500, |s| calls(s, "other", "getppid"))?;
+    ensure!(calls(&scrape, "one", "getppid") == 1000, "counted before, so the old tenant's");
+    ensure!(scrape.count("kernmeter_config_reloads_total", &[("result", "success")]) == 1, "reloaded once");
     agent.stop_conserved()?;
     Ok(())
 }

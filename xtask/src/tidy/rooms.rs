@@ -25,6 +25,7 @@ const ROOMS: &[Room] = &[
     room("btf", &[]),
     room("escape", &[]),
     room("family", &[]),
+    room("filewatch", &[]),
     room("identity", &["family"]),
     room("lifecycle", &[]),
     room("names", &[]),
