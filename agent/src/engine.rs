@@ -100,9 +100,9 @@ impl Identifier {
 impl Identify for Identifier {
     fn identify(&self, path: &[u8]) -> Identity {
         let facts = CgroupFacts::recognise(path);
-        let verdict = self.rules.evaluate(&facts, &self.users);
+        let verdict = self.rules.evaluate(&facts, &self.users, None);
         Identity {
-            workload: describe(&facts, &verdict),
+            workload: describe(&facts, &verdict, None),
             certainty: Certainty::Settled,
             refusals: verdict.refusals.iter().map(|refusal| refusal.reason.as_str()).collect(),
         }

@@ -2,6 +2,8 @@
 #![deny(missing_docs)]
 
 pub mod adapt;
+#[cfg(test)]
+mod allocations;
 pub mod attribute;
 pub mod btf;
 pub mod cli;

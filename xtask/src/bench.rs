@@ -41,13 +41,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     workspace::run(&mut overhead)?;
 
-    println!("\nexposition");
-    workspace::run(
-        workspace::cargo().args(["test", "--quiet", "--release", "--package", "kernmeter", "--lib"]).args([
-            "--",
-            "--ignored",
-            "--nocapture",
-            "nanoseconds_per_sample",
-        ]),
-    )
+    for (title, measurement) in [
+        ("exposition", "nanoseconds_per_sample"),
+        ("pods by container, UID and name", "nanoseconds_per_lookup"),
+    ] {
+        println!("\n{title}");
+        workspace::run(
+            workspace::cargo()
+                .args(["test", "--quiet", "--release", "--package", "kernmeter", "--lib"])
+                .args(["--", "--ignored", "--nocapture", measurement]),
+        )?;
+    }
+    Ok(())
 }

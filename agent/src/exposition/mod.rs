@@ -7,8 +7,6 @@ mod negotiate;
 mod text;
 
 #[cfg(test)]
-mod allocations;
-#[cfg(test)]
 mod tests;
 
 pub use negotiate::{Format, accepts_gzip, negotiate};

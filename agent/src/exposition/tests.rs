@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::{Format, allocations, encode_snapshot, escape::escape_label_value, finish, gzip};
+use super::{Format, encode_snapshot, escape::escape_label_value, finish, gzip};
+use crate::allocations;
 use crate::registry::{Family, FamilyLayout, HISTOGRAM_VALUES, Kind, Layout, Scale, SeriesLayout, Snapshot};
 
 static CALLS: Family = Family {

@@ -1,6 +1,6 @@
-//! In: cgroup paths, the cgroup tree, tenant rules; out: whose a cgroup is and the labels it carries. Knows no counts.
+//! In: cgroup paths, the cgroup tree, pods, tenant rules; out: whose a cgroup is and the labels it carries. Knows no counts.
 //!
-//! [`path`], [`rules`], [`users`] and [`workload`] are pure; only [`tree`] reads the file system.
+//! [`path`], [`pods`], [`rules`], [`users`] and [`workload`] are pure; only [`tree`] reads the file system.
 
 pub mod path;
 pub mod pods;
@@ -10,6 +10,7 @@ pub mod users;
 pub mod workload;
 
 pub use path::{CgroupFacts, Kind, Qos, Runtime};
+pub use pods::{PodCache, PodFacts};
 pub use rules::{Rules, Verdict};
 pub use users::Users;
 pub use workload::{Workload, describe};

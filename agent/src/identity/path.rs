@@ -124,7 +124,9 @@ pub struct CgroupFacts {
     pub runtime: Option<Runtime>,
     /// The full container id: 64 lower-case hexadecimal digits.
     pub container_id: Option<String>,
-    /// The pod's UID: a dashed UUID, or the 32 digits of a static pod's configuration hash as they are.
+    /// The pod's UID: a dashed UUID, or the 32 digits of a static pod's configuration hash as they are. Only in paths that
+    /// none but the system's administrator makes: below `user.slice` and users' managers nothing is a pod, whatever its
+    /// name.
     pub pod_uid: Option<String>,
     /// The pod's quality of service.
     pub qos: Option<Qos>,
@@ -154,6 +156,7 @@ impl CgroupFacts {
             parent: b"",
             depth: 0,
             user_manager: false,
+            users: false,
             kubepods: false,
         };
         // From the original: a cut path must not end in a name that was never there.
@@ -203,6 +206,8 @@ struct Walk<'a> {
     parent: &'a [u8],
     depth: usize,
     user_manager: bool,
+    /// Whether users make cgroups here, and name them as they like.
+    users: bool,
     kubepods: bool,
 }
 
@@ -239,6 +244,7 @@ impl Walk<'_> {
         self.facts.slice = Some(text(name));
         // Inside a user's manager the unit is the one below, not the manager.
         self.facts.kind = Kind::Slice;
+        self.users |= name == b"user.slice";
         if self.depth == 1 && self.parent == b"user.slice" {
             self.facts.uid = stem.strip_prefix(b"user-").and_then(number).or(self.facts.uid);
         }
@@ -266,6 +272,9 @@ impl Walk<'_> {
     }
 
     fn pod(&mut self, uid: String, qos: Qos) {
+        if self.users {
+            return;
+        }
         self.facts.pod_uid = Some(uid);
         self.facts.qos = Some(qos);
         self.facts.kind = Kind::Pod;
@@ -299,6 +308,7 @@ impl Walk<'_> {
     fn service(&mut self, name: &[u8], stem: &[u8]) -> bool {
         self.unit(name);
         if let Some(instance) = stem.strip_prefix(b"user@") {
+            self.users = true;
             // The user's manager: its own units are below.
             self.user_manager = self.facts.uid.is_some() && number(instance) == self.facts.uid;
             self.facts.kind = if self.user_manager { Kind::UserUnit } else { Kind::Unit };

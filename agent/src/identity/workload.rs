@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CgroupFacts, Verdict, fingerprint};
+use super::{CgroupFacts, PodFacts, Verdict, fingerprint};
 
 /// Longest label value, in bytes.
 pub const LABEL_BYTES: usize = 128;
@@ -15,9 +15,9 @@ pub struct Workload {
     pub tenant: Arc<str>,
     /// `k8s_namespace`: empty outside Kubernetes.
     pub namespace: Arc<str>,
-    /// `pod`: the pod's UID, else the systemd unit, else the cgroup path.
+    /// `pod`: the pod's name, or its UID while the name is not known; else the systemd unit, else the cgroup path.
     pub pod: Arc<str>,
-    /// `container`: twelve digits of the container id, or empty.
+    /// `container`: the container's name in its pod, else twelve digits of the container id, or empty.
     pub container: Arc<str>,
 }
 
@@ -29,8 +29,19 @@ impl Workload {
     }
 }
 
-/// The labels of a cgroup, as far as its path tells.
-pub fn describe(facts: &CgroupFacts, verdict: &Verdict) -> Workload {
+/// The labels of a cgroup, as far as its path and its pod tell. A pod that the path does not name is ignored.
+pub fn describe(facts: &CgroupFacts, verdict: &Verdict, pod: Option<&PodFacts<'_>>) -> Workload {
+    let tenant = verdict.tenant.clone();
+    let id = facts.container_id_short().unwrap_or_default();
+    if let Some(known) = pod.filter(|known| known.of(facts)) {
+        let container = known.container.map_or_else(|| id.into(), |name| label(name.as_bytes()).into());
+        return Workload {
+            tenant,
+            namespace: label(known.pod.namespace.as_bytes()).into(),
+            pod: label(known.pod.name.as_bytes()).into(),
+            container,
+        };
+    }
     let pod = match (&facts.pod_uid, &facts.unit) {
         (Some(uid), _) => label(uid.as_bytes()),
         // Invalid bytes were replaced when the unit was recognised; the path still tells such units apart.
@@ -38,12 +49,7 @@ pub fn describe(facts: &CgroupFacts, verdict: &Verdict) -> Workload {
         (None, Some(unit)) => label(unit.as_bytes()),
         (None, None) => label(&facts.path),
     };
-    Workload {
-        tenant: verdict.tenant.clone(),
-        namespace: "".into(),
-        pod: pod.into(),
-        container: facts.container_id_short().unwrap_or_default().into(),
-    }
+    Workload { tenant, namespace: "".into(), pod: pod.into(), container: id.into() }
 }
 
 /// Makes any bytes a label value. What had to be changed or cut ends in `~` and a fingerprint of the original, so that
@@ -83,7 +89,7 @@ mod tests {
     use super::*;
 
     fn described(path: &[u8]) -> Workload {
-        describe(&CgroupFacts::recognise(path), &Verdict::unmatched())
+        describe(&CgroupFacts::recognise(path), &Verdict::unmatched(), None)
     }
 
     #[test]

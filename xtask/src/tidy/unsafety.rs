@@ -8,7 +8,7 @@ const ALLOWED: [&str; 5] = [
     "agent-ebpf/src/",
     "agent/src/drain/mmap.rs",
     // The counting allocator of the unit tests.
-    "agent/src/exposition/allocations.rs",
+    "agent/src/allocations.rs",
     "agent/src/lifecycle.rs",
     "tests/",
 ];

@@ -12,6 +12,7 @@ pub use template::{RefusalReason, TENANT_BYTES, tenant_name};
 use glob::{At, Glob, shown};
 use template::{Field, Subject, Template};
 
+use super::pods::{PodFacts, Wanted};
 use super::{CgroupFacts, HOST, Runtime, UNKNOWN, Users};
 
 /// Most rules of one list.
@@ -236,8 +237,13 @@ impl Rules {
         Ok(Self { rules, host: HOST.into() })
     }
 
+    /// Labels and annotations that these rules look at.
+    pub fn wanted(&self) -> Wanted {
+        Wanted::default()
+    }
+
     /// The tenant of a cgroup: the first rule that matches and gives an acceptable name.
-    pub fn evaluate(&self, facts: &CgroupFacts, users: &Users) -> Verdict {
+    pub fn evaluate(&self, facts: &CgroupFacts, users: &Users, _pod: Option<&PodFacts<'_>>) -> Verdict {
         let subject = Subject::new(facts, users);
         let mut refusals = Vec::new();
         let mut held = Vec::new();

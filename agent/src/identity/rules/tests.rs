@@ -35,7 +35,7 @@ fn only(rules: Vec<RuleSpec>) -> RuleSet {
 }
 
 fn evaluate(set: &RuleSet, path: &[u8]) -> Verdict {
-    Rules::compile(set).expect("valid rules").evaluate(&CgroupFacts::recognise(path), &users())
+    Rules::compile(set).expect("valid rules").evaluate(&CgroupFacts::recognise(path), &users(), None)
 }
 
 fn tenant(set: &RuleSet, path: &str) -> String {
