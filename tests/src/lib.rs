@@ -9,6 +9,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod http;
 pub mod kernel;
+pub mod runc;
 pub mod scrape;
 pub mod settings;
 pub mod trial;
@@ -16,6 +17,7 @@ pub mod workload;
 
 pub use agent::Agent;
 pub use cgroup::{Cgroup, Hierarchy};
+pub use runc::{Container, Driver, Pod, Runtime};
 pub use scrape::Scrape;
 pub use settings::Settings;
 pub use trial::{Outcome, Skip, trial};

@@ -24,6 +24,14 @@ pub fn set_program(path: &Path) {
     let _ = PROGRAM.set(path.to_owned());
 }
 
+/// Where the workload program is.
+///
+/// # Errors
+/// When nobody said so.
+pub fn program() -> Result<&'static Path> {
+    PROGRAM.get().map(PathBuf::as_path).context("workload::set_program was not called")
+}
+
 /// `struct clone_args` of the kernel, as of version 2.
 #[repr(C)]
 #[derive(Default)]
@@ -39,6 +47,16 @@ struct CloneArgs {
     set_tid: u64,
     set_tid_size: u64,
     cgroup: u64,
+}
+
+/// A workload's descriptors 0 and 1, ours first.
+///
+/// # Errors
+/// When there are no descriptors left.
+pub fn control() -> Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(DEADLINE))?;
+    Ok((ours, theirs))
 }
 
 /// What the kernel accounted to a process that ended.
@@ -65,16 +83,14 @@ impl Workload {
     /// # Errors
     /// When the process cannot be made.
     pub fn spawn(cgroup: &Cgroup, args: &[&str]) -> Result<Self> {
-        let program = PROGRAM.get().context("workload::set_program was not called")?;
-        let program = CString::new(program.as_os_str().as_encoded_bytes())?;
+        let program = CString::new(program()?.as_os_str().as_encoded_bytes())?;
         let args: Vec<CString> = args.iter().map(|a| CString::new(*a)).collect::<Result<_, _>>()?;
         let pointers: Vec<*const libc::c_char> = std::iter::once(program.as_ptr())
             .chain(args.iter().map(|a| a.as_ptr()))
             .chain([std::ptr::null()])
             .collect();
         let envp = [std::ptr::null()];
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_read_timeout(Some(DEADLINE))?;
+        let (ours, theirs) = control()?;
         let directory = cgroup.open()?;
         let clone = CloneArgs {
             flags: CLONE_INTO_CGROUP,
@@ -96,8 +112,16 @@ impl Workload {
         if pid < 0 {
             return Err(io::Error::last_os_error()).context("clone3 into the cgroup");
         }
-        let lines = BufReader::new(ours.try_clone()?);
-        Ok(Self { pid: pid as i32, control: ours, lines, reaped: false })
+        Self::adopt(pid as i32, ours)
+    }
+
+    /// Takes over a child that somebody else made: its process id and our end of its [`control`].
+    ///
+    /// # Errors
+    /// When the descriptor cannot be doubled.
+    pub fn adopt(pid: i32, control: UnixStream) -> Result<Self> {
+        let lines = BufReader::new(control.try_clone()?);
+        Ok(Self { pid, control, lines, reaped: false })
     }
 
     /// Starts the program, lets it do its work and reads the results; it then waits for [`finish`](Self::finish).

@@ -12,13 +12,14 @@ use crate::debian;
 use crate::workspace;
 
 /// Debian packages and what the tests do with them.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("gcc", "links the workload"),
     ("bpftool", "an independent look at programs and maps"),
     ("prometheus", "scrapes the agent; brings promtool"),
     ("python3-prometheus-client", "an independent OpenMetrics parser"),
     ("strace", "lists the system calls the unit and the image must allow"),
     ("runc", "runs containers as a kubelet would"),
+    ("busybox-static", "is what runs in them besides the workload"),
 ];
 /// Services those packages start.
 const SERVICES: [(&str, &str); 1] = [("prometheus.service", "/usr/bin/prometheus")];

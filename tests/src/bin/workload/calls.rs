@@ -12,6 +12,14 @@ pub fn getppid(times: u64) {
     }
 }
 
+/// `getpriority` so many times: a call that neither the C library nor a container runtime makes by itself.
+fn getpriority(times: u64) {
+    for _ in 0..times {
+        // SAFETY: getpriority of the caller itself takes two integers and changes nothing.
+        unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
+    }
+}
+
 /// `openat` of a name longer than any file's, so many times: ENAMETOOLONG, which nothing else here provokes.
 fn failing_openat(times: u64) -> Result<()> {
     let mut name = [b'x'; 300];
@@ -24,14 +32,16 @@ fn failing_openat(times: u64) -> Result<()> {
     Ok(())
 }
 
-/// `--getppid N --openat-fail N`, spread over `--rounds N` with `--pause-ms N` between them.
+/// `--getppid N --getpriority N --openat-fail N`, spread over `--rounds N` with `--pause-ms N` between them.
 pub fn syscalls(args: &Args) -> Result<()> {
     let rounds = args.number("rounds", 1)?;
     let (getppids, openats) = (args.number("getppid", 0)?, args.number("openat-fail", 0)?);
+    let getpriorities = args.number("getpriority", 0)?;
     let pause = args.number("pause-ms", 0)?;
     for round in 0..rounds {
         let share = |all: u64| all / rounds + u64::from(round < all % rounds);
         getppid(share(getppids));
+        getpriority(share(getpriorities));
         failing_openat(share(openats))?;
         if pause > 0 {
             waits::nanosleep(pause * 1_000_000);
