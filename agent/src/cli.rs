@@ -40,7 +40,7 @@ enum Command {
         #[arg(long = "web.listen-address", value_name = "ADDRESS", value_parser = values::listen_address)]
         listen_address: Option<SocketAddr>,
         /// Path of the metrics; overrides `web.telemetry_path`
-        #[arg(long = "web.telemetry-path", value_name = "PATH")]
+        #[arg(long = "web.telemetry-path", value_name = "PATH", value_parser = values::telemetry_path)]
         telemetry_path: Option<String>,
         /// Print where to scrape and, after three seconds, a first table
         #[arg(long)]
@@ -185,12 +185,6 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
                 config.web.listen_address = address;
             }
             if let Some(path) = telemetry_path {
-                if !path.starts_with('/') || ["/", "/healthz", "/readyz"].contains(&path.as_str()) {
-                    return Err(Failure::Usage(format!(
-                        "`--web.telemetry-path` \"{}\" must begin with `/` and not be `/`, `/healthz` or `/readyz`",
-                        path.escape_debug()
-                    )));
-                }
                 config.web.telemetry_path = path;
             }
             start_log(config.log)?;

@@ -26,6 +26,7 @@ pub mod run;
 pub mod selfmetrics;
 pub mod serve;
 pub mod table;
+pub mod web;
 
 /// Calls `with` with the names a configuration may refer to in this build.
 pub fn known<T>(with: impl FnOnce(&config::Known<'_>) -> T) -> T {

@@ -170,7 +170,10 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// The path of an HTTP endpoint of ours.
-pub(super) fn telemetry_path(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// A line that says how to write it.
+pub fn telemetry_path(text: &str) -> Result<String, String> {
     let clean = text.len() <= 256
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-' | b'~'))
         && !text.contains("//")
@@ -181,8 +184,8 @@ pub(super) fn telemetry_path(text: &str) -> Result<String, String> {
             shown(text)
         ));
     }
-    if let "/healthz" | "/readyz" = text {
-        return Err(format!("`{text}` is taken: choose another, such as `/metrics`"));
+    if text.starts_with("/tenants/") || matches!(text, "/healthz" | "/readyz") {
+        return Err(format!("`{}` is taken: choose another, such as `/metrics`", shown(text)));
     }
     Ok(text.to_owned())
 }
@@ -334,9 +337,20 @@ mod tests {
             assert!(listen_address(bad).is_err(), "{bad}");
         }
         assert_eq!(telemetry_path("/a/metrics"), Ok("/a/metrics".into()));
-        for bad in
-            ["", "/", "metrics", "//x", "/a?b", "/a b", "/a\n", "/../x", "/healthz", "/readyz", "/\u{e9}"]
-        {
+        for bad in [
+            "",
+            "/",
+            "metrics",
+            "//x",
+            "/a?b",
+            "/a b",
+            "/a\n",
+            "/../x",
+            "/tenants/a/metrics",
+            "/healthz",
+            "/readyz",
+            "/\u{e9}",
+        ] {
             assert!(telemetry_path(bad).is_err(), "{bad}");
         }
     }

@@ -10,7 +10,7 @@ mod text;
 mod tests;
 
 pub use negotiate::{Format, accepts_gzip, negotiate};
-pub use text::{encode_snapshot, finish};
+pub use text::{encode_snapshot, encode_tenant, finish};
 
 use std::io::Write;
 

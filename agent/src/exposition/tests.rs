@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::{Format, encode_snapshot, escape::escape_label_value, finish, gzip};
+use super::{Format, encode_snapshot, encode_tenant, escape::escape_label_value, finish, gzip};
 use crate::allocations;
 use crate::registry::{Family, FamilyLayout, HISTOGRAM_VALUES, Kind, Layout, Scale, SeriesLayout, Snapshot};
 
@@ -58,8 +58,19 @@ fn labels(tenant: &str) -> Box<[u8]> {
     out.into()
 }
 
+fn labels_of_acme() -> Box<[u8]> {
+    labels("acme")
+}
+
+fn layout(families: Vec<FamilyLayout>) -> Arc<Layout> {
+    Arc::new(Layout { families, tenants: vec!["acme".into(), "other".into()] })
+}
+
 fn family(family: &'static Family, series: Vec<(Box<[u8]>, u32)>) -> FamilyLayout {
-    let series = series.into_iter().map(|(labels, first)| SeriesLayout { labels, first }).collect();
+    let tenant = |labels: &[u8]| u32::from(labels != &*labels_of_acme());
+    let series =
+        series.into_iter().map(|(labels, first)| SeriesLayout { tenant: tenant(&labels), labels, first });
+    let series = series.collect();
     FamilyLayout { family, series }
 }
 
@@ -74,7 +85,7 @@ fn example() -> Snapshot {
         family(&WAIT, vec![(labels("acme"), 4), (Box::default(), 4)]),
         family(&EMPTY, vec![]),
     ];
-    Snapshot { layout: Arc::new(Layout { families }), values, taken_ns: 1, sequence: 1 }
+    Snapshot { layout: layout(families), values, taken_ns: 1, sequence: 1 }
 }
 
 fn body(snapshot: &Snapshot, format: Format) -> String {
@@ -159,6 +170,32 @@ kernmeter_tasks 3
 }
 
 #[test]
+fn one_tenants_view_is_its_series_and_nothing_else() {
+    let view = |tenant: &str, format| {
+        let snapshot = example();
+        let mut out = BytesMut::new();
+        encode_tenant(&snapshot, snapshot.layout.tenant(tenant).unwrap(), format, &mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    };
+    for format in Format::ALL {
+        let acme = view("acme", format);
+        let whole = body(&example(), format);
+        assert!(
+            whole.lines().filter(|line| line.contains("tenant_id=\"acme\"")).all(|line| acme.contains(line))
+        );
+        assert!(
+            acme.lines().all(|line| line.starts_with("# ") || line.contains("{tenant_id=\"acme\"")),
+            "{acme}"
+        );
+        // A family of which it has nothing is not even named.
+        assert!(!acme.contains("kernmeter_tasks") && acme.contains("kernmeter_cpu_seconds"));
+        let other = view("other", format);
+        assert!(!other.contains("acme") && !other.contains("kernmeter_cpu_seconds"), "{other}");
+    }
+    assert_eq!(example().layout.tenant("nobody"), None);
+}
+
+#[test]
 fn nothing_yet_is_a_valid_body() {
     assert_eq!(body(&Snapshot::default(), Format::OpenMetrics100), "# EOF\n");
     assert_eq!(body(&Snapshot::default(), Format::Text004), "");
@@ -188,7 +225,7 @@ fn large(series: u32) -> Snapshot {
         family(&CALLS, (0..series).map(|i| (name(i), i)).collect()),
         family(&WAIT, (0..histograms).map(|i| (name(i), series + i * HISTOGRAM_VALUES as u32)).collect()),
     ];
-    Snapshot { layout: Arc::new(Layout { families }), values, taken_ns: 1, sequence: 1 }
+    Snapshot { layout: layout(families), values, taken_ns: 1, sequence: 1 }
 }
 
 #[test]
@@ -229,11 +266,7 @@ fn nanoseconds_per_sample() {
         let families = families
             .map(|f| family(f.family, f.series.iter().map(|s| (s.labels.clone(), s.first)).collect()))
             .collect();
-        Snapshot {
-            layout: Arc::new(Layout { families }),
-            values: whole.values.clone(),
-            ..Snapshot::default()
-        }
+        Snapshot { layout: layout(families), values: whole.values.clone(), ..Snapshot::default() }
     };
     for (name, snapshot, samples) in
         [("counter", only(Kind::Counter), 10_000), ("histogram", only(Kind::Histogram), 625 * 16)]

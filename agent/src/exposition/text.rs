@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 
 use super::{Format, escape::escape_help};
-use crate::registry::{Family, FamilyLayout, HISTOGRAM_VALUES, Kind, LE, Scale, Snapshot};
+use crate::registry::{Family, HISTOGRAM_VALUES, Kind, LE, Scale, SeriesLayout, Snapshot};
 
 /// The `le` label of each bucket, comma and quotes included, up to where the value goes. The bounds are the shortest
 /// decimals that read back as the power of two, written as `OpenMetrics` and Prometheus 3 write floats (`1.0`, not
@@ -31,15 +31,31 @@ const LE_LABELS: [&[u8]; LE.len() + 1] = [
 /// # Panics
 /// If a family's name, a literal of ours, is longer than a hundred bytes or so.
 pub fn encode_snapshot(snapshot: &Snapshot, format: Format, out: &mut BytesMut) {
+    encode(snapshot, format, |_| true, out);
+}
+
+/// As [`encode_snapshot`], of one tenant's series alone; `tenant` is its place in
+/// [`Layout::tenants`](crate::registry::Layout::tenants). Families in which it has none are left out whole.
+///
+/// # Panics
+/// As [`encode_snapshot`].
+pub fn encode_tenant(snapshot: &Snapshot, tenant: u32, format: Format, out: &mut BytesMut) {
+    encode(snapshot, format, |series| series.tenant == tenant, out);
+}
+
+/// The families' series that `shown` lets through. Each caller gets its own copy of the loops, so that showing all costs
+/// no test per sample.
+fn encode(snapshot: &Snapshot, format: Format, shown: impl Fn(&SeriesLayout) -> bool, out: &mut BytesMut) {
     for layout in &snapshot.layout.families {
-        if layout.series.is_empty() {
+        let mut series = layout.series.iter().filter(|series| shown(series)).peekable();
+        if series.peek().is_none() {
             continue;
         }
         encode_header(layout.family, format, out);
         match layout.family.kind {
-            Kind::Counter => encode_single(layout, &snapshot.values, "_total", out),
-            Kind::Gauge => encode_single(layout, &snapshot.values, "", out),
-            Kind::Histogram => encode_histograms(layout, &snapshot.values, out),
+            Kind::Counter => encode_single(layout.family, series, &snapshot.values, "_total", out),
+            Kind::Gauge => encode_single(layout.family, series, &snapshot.values, "", out),
+            Kind::Histogram => encode_histograms(layout.family, series, &snapshot.values, out),
         }
     }
 }
@@ -74,26 +90,37 @@ fn encode_header(family: &Family, format: Format, out: &mut BytesMut) {
 }
 
 /// Counters and gauges: one sample per series.
-fn encode_single(layout: &FamilyLayout, values: &[u64], suffix: &str, out: &mut BytesMut) {
-    let prefix = Prefix::new(layout.family.name, suffix);
-    for series in &layout.series {
+fn encode_single<'a>(
+    family: &Family,
+    shown: impl Iterator<Item = &'a SeriesLayout>,
+    values: &[u64],
+    suffix: &str,
+    out: &mut BytesMut,
+) {
+    let prefix = Prefix::new(family.name, suffix);
+    for series in shown {
         let Some(&value) = values.get(series.first as usize) else {
-            debug_assert!(false, "series of `{}` without a value", layout.family.name);
+            debug_assert!(false, "series of `{}` without a value", family.name);
             continue;
         };
         out.reserve(prefix.length + series.labels.len() + MAX_VALUE);
         sample_name(&prefix, &series.labels, out);
-        put_scaled(value, layout.family.scale, out);
+        put_scaled(value, family.scale, out);
     }
 }
 
 /// Histograms: cumulative buckets, count, sum.
-fn encode_histograms(layout: &FamilyLayout, values: &[u64], out: &mut BytesMut) {
-    let [bucket, count, sum] = ["_bucket", "_count", "_sum"].map(|s| Prefix::new(layout.family.name, s));
-    for series in &layout.series {
+fn encode_histograms<'a>(
+    family: &Family,
+    shown: impl Iterator<Item = &'a SeriesLayout>,
+    values: &[u64],
+    out: &mut BytesMut,
+) {
+    let [bucket, count, sum] = ["_bucket", "_count", "_sum"].map(|s| Prefix::new(family.name, s));
+    for series in shown {
         let first = series.first as usize;
         let Some(values) = values.get(first..first + HISTOGRAM_VALUES) else {
-            debug_assert!(false, "series of `{}` without values", layout.family.name);
+            debug_assert!(false, "series of `{}` without values", family.name);
             continue;
         };
         let (counts, sums) = values.split_at(LE_LABELS.len());
@@ -110,7 +137,7 @@ fn encode_histograms(layout: &FamilyLayout, values: &[u64], out: &mut BytesMut) 
         sample_name(&count, &series.labels, out);
         put_integer(cumulative, out);
         sample_name(&sum, &series.labels, out);
-        put_scaled(sums[0], layout.family.scale, out);
+        put_scaled(sums[0], family.scale, out);
     }
 }
 

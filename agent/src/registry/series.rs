@@ -64,6 +64,8 @@ enum Value {
 struct Series {
     labels: Box<[u8]>,
     value: Value,
+    /// The group of the tenant it belongs to, which lives as long as the registry.
+    tenant: GroupId,
 }
 
 struct FamilyState {
@@ -298,16 +300,35 @@ impl Registry {
 
     fn build_layout(&self) -> Layout {
         let mut first = 0u32;
+        let mut named: Vec<(GroupId, &Arc<str>)> = (0..)
+            .zip(&self.groups)
+            .filter_map(|(id, group)| {
+                group.as_ref().filter(|group| group.tenant == id).map(|group| (id, &group.name))
+            })
+            .collect();
+        named.sort_unstable_by_key(|(_, name)| *name);
+        // By group, so that each series finds its tenant in one step.
+        let mut places = vec![u32::MAX; self.groups.len()];
+        for (place, (id, _)) in (0..).zip(&named) {
+            places[*id as usize] = place;
+        }
         let families = self.families.iter().filter(|state| !state.order.is_empty()).map(|state| {
             let series =
                 state.order.iter().filter_map(|id| self.series[*id as usize].as_ref()).map(|series| {
                     let at = first;
                     first += if state.family.kind == Kind::Histogram { HISTOGRAM_VALUES as u32 } else { 1 };
-                    SeriesLayout { labels: series.labels.clone(), first: at }
+                    SeriesLayout {
+                        labels: series.labels.clone(),
+                        first: at,
+                        tenant: places[series.tenant as usize],
+                    }
                 });
             FamilyLayout { family: state.family, series: series.collect() }
         });
-        Layout { families: families.collect() }
+        Layout {
+            families: families.collect(),
+            tenants: named.iter().map(|(_, name)| Arc::clone(name)).collect(),
+        }
     }
 
     fn target_mut(&mut self, id: TargetId) -> &mut Target {
@@ -403,11 +424,11 @@ impl Registry {
             Kind::Histogram => Value::Histogram { buckets: Box::new([0; BUCKETS]), sum_ns: 0 },
             Kind::Counter | Kind::Gauge => Value::Number(0),
         };
-        let series = Series { labels: labels.clone(), value };
+        let tenant = self.group_mut(group).tenant;
+        let series = Series { labels: labels.clone(), value, tenant };
         let id = place(&mut self.series, &mut self.free_series, series);
         self.families[index].index.insert(labels, id);
         self.families[index].order.push(id);
-        let tenant = self.group_mut(group).tenant;
         self.group_mut(group).series.push((index, id));
         self.group_mut(tenant).lines += lines;
         self.dirty = true;

@@ -9,6 +9,15 @@ use crate::family::Family;
 pub struct Layout {
     /// Families in exposition order; those without series are left out.
     pub families: Vec<FamilyLayout>,
+    /// Tenants as they are named, unescaped, in ascending order.
+    pub tenants: Vec<Arc<str>>,
+}
+
+impl Layout {
+    /// The place of a tenant in [`Layout::tenants`], which is what its series carry.
+    pub fn tenant(&self, name: &str) -> Option<u32> {
+        self.tenants.binary_search_by(|tenant| (**tenant).cmp(name)).ok().map(|index| index as u32)
+    }
 }
 
 /// One family's series.
@@ -28,6 +37,8 @@ pub struct SeriesLayout {
     /// Index into [`Snapshot::values`]: one value, or [`HISTOGRAM_VALUES`](crate::family::HISTOGRAM_VALUES) of them for
     /// a histogram.
     pub first: u32,
+    /// Whose it is: index into [`Layout::tenants`].
+    pub tenant: u32,
 }
 
 /// Everything exposed about workloads at one instant. Never changes once published.

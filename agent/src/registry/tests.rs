@@ -151,6 +151,32 @@ fn limits_fold_into_overflow() {
 }
 
 #[test]
+fn each_series_knows_its_tenant() {
+    let mut registry = registry(Detail::Pod, Limits { series_per_tenant: 3, ..LIMITS });
+    let a = acquire(&mut registry, ["zeta", "", "p1", ""]);
+    let b = acquire(&mut registry, ["alpha", "", "p1", ""]);
+    for target in [a, b] {
+        for syscall in ["read", "write", "open", "close"] {
+            registry.add(target, &CALLS, &[syscall], 1);
+        }
+    }
+    registry.release(a, 0);
+    registry.expire(1000);
+    let layout = registry.publish(1).layout;
+    assert_eq!(layout.tenants.iter().map(|name| &**name).collect::<Vec<_>>(), ["alpha", "zeta"]);
+    let mut seen = [0; 2];
+    for series in layout.families.iter().flat_map(|family| &family.series) {
+        let text = String::from_utf8_lossy(&series.labels).into_owned();
+        let tenant = &layout.tenants[series.tenant as usize];
+        assert!(text.starts_with(&format!("tenant_id=\"{tenant}\",")), "{text} is said to be of {tenant}");
+        assert_eq!(layout.tenant(tenant), Some(series.tenant));
+        seen[series.tenant as usize] += 1;
+    }
+    // What is retired and what overflowed are theirs as well.
+    assert_eq!(seen, [4, 3]);
+}
+
+#[test]
 fn gauges_never_wrap_below_zero() {
     let mut registry = registry(Detail::Tenant, LIMITS);
     let target = acquire(&mut registry, ["a", "", "", ""]);

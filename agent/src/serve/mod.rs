@@ -1,6 +1,7 @@
 //! In: TCP connections, hostile, and the published snapshot; out: HTTP/1 answers. Never touches a kernel map, reads no
 //! request body, and lets no request decide anything but its route and format.
 
+mod bodies;
 mod body;
 mod connections;
 mod routes;
@@ -24,6 +25,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::web::Reader;
 use body::Body;
 use connections::{Connections, Seat, Watched};
 pub use state::{AppState, Clock, SnapshotCell};
@@ -206,7 +208,7 @@ async fn converse(stream: TcpStream, seat: Seat, state: Arc<AppState>, mut stopp
     let progress = seat.progress();
     let service = service_fn(|request: hyper::Request<Incoming>| {
         progress.request_begun();
-        let mut response = routes::respond(&state, &request);
+        let mut response = routes::respond(&state, &request, Some(&Reader::Operator));
         // A full house keeps nobody waiting for a seat that is merely kept warm; a body is never read.
         if seat.house_is_full() || routes::has_body(&request) {
             let close = hyper::header::HeaderValue::from_static("close");

@@ -1,5 +1,7 @@
 //! In: a request's method, path and headers; out: the whole response. Reads no body, knows no sockets.
 
+use std::sync::{Arc, LazyLock};
+
 use bytes::Bytes;
 use hyper::body::Body;
 use hyper::header::{
@@ -8,36 +10,101 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 
+use super::bodies::View;
 use super::state::AppState;
 use crate::exposition::{accepts_gzip, negotiate};
+use crate::web::Reader;
+
+/// Who asks without credentials where none are needed: may see what a tenant of no series may.
+static NOBODY: LazyLock<Reader> = LazyLock::new(|| Reader::Tenant("".into()));
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// Answers one request. Path and headers choose route and format, nothing else; the query is ignored.
-pub(super) fn respond<B>(state: &AppState, request: &Request<B>) -> Response<Bytes> {
-    let path = request.uri().path();
-    let is_metrics = path == state.telemetry_path();
-    if !is_metrics && !matches!(path, "/" | "/healthz" | "/readyz") {
+/// What a path asks for. Compared byte by byte, never decoded: `%2e`, `//` or another case is another path, and so is
+/// nobody's. An absolute URI's authority and the `Host` header are not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route<'a> {
+    Landing,
+    Alive,
+    Ready,
+    /// The reader's own: everything, or his tenant's series.
+    Metrics,
+    /// Those of the tenant of this name, which may not exist.
+    TenantMetrics(&'a str),
+    Nowhere,
+}
+
+impl<'a> Route<'a> {
+    pub(super) fn of(path: &'a str, telemetry_path: &str) -> Self {
+        match path {
+            _ if path == telemetry_path => Self::Metrics,
+            "/" => Self::Landing,
+            "/healthz" => Self::Alive,
+            "/readyz" => Self::Ready,
+            _ => match path.strip_prefix("/tenants/").and_then(|rest| rest.strip_suffix("/metrics")) {
+                Some(name) if is_tenant_name(name) => Self::TenantMetrics(name),
+                _ => Self::Nowhere,
+            },
+        }
+    }
+}
+
+/// Whether a path may name this tenant: as tenant rules make names, and the reserved ones.
+fn is_tenant_name(name: &str) -> bool {
+    let inner = name.strip_prefix('_').unwrap_or(name);
+    name.len() <= 64
+        && inner.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && inner.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Answers one request of a reader that his credentials have told, or of nobody. The path chooses among what the reader
+/// may see, headers choose the format; the query is ignored.
+pub(super) fn respond<B>(state: &AppState, request: &Request<B>, reader: Option<&Reader>) -> Response<Bytes> {
+    let route = Route::of(request.uri().path(), state.telemetry_path());
+    // Nobody learns which other paths there are.
+    let Some(reader) = reader.or(matches!(route, Route::Alive | Route::Ready).then_some(&NOBODY)) else {
+        state.own().count_scrape(None, StatusCode::UNAUTHORIZED.as_u16());
+        return text(StatusCode::UNAUTHORIZED, PLAIN, "unauthorized\n");
+    };
+    let view = match (route, reader) {
+        (Route::Metrics, Reader::Operator) => Some(View::Everything),
+        (Route::Metrics, Reader::Tenant(own)) => Some(View::Tenant(Arc::clone(own))),
+        (Route::TenantMetrics(name), Reader::Operator) => state.tenant(name).map(View::Tenant),
+        // Another tenant's name is like one that does not exist: neither is looked up.
+        (Route::TenantMetrics(name), Reader::Tenant(own)) => {
+            (name == &**own).then(|| View::Tenant(Arc::clone(own)))
+        }
+        (Route::Landing | Route::Alive | Route::Ready | Route::Nowhere, _) => None,
+    };
+    if view.is_none() && !matches!(route, Route::Landing | Route::Alive | Route::Ready) {
         return text(StatusCode::NOT_FOUND, PLAIN, "not found\n");
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        if is_metrics {
+        if view.is_some() {
             state.own().count_scrape(None, StatusCode::METHOD_NOT_ALLOWED.as_u16());
         }
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    if is_metrics {
-        return metrics(state, request.headers());
+    if let Some(view) = view {
+        return metrics(state, &view, request.headers());
     }
-    match path {
-        "/healthz" => text(StatusCode::OK, PLAIN, "ok\n"),
-        "/readyz" => match state.unready() {
+    match route {
+        Route::Alive => text(StatusCode::OK, PLAIN, "ok\n"),
+        Route::Ready => match state.unready() {
             None => text(StatusCode::OK, PLAIN, "ok\n"),
-            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {reason}\n")),
+            Some(reason) => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                PLAIN,
+                // Reasons name probes, kernels and intervals.
+                match reader {
+                    Reader::Operator => format!("not ready: {reason}\n"),
+                    Reader::Tenant(_) => "not ready\n".to_owned(),
+                },
+            ),
         },
-        _ => landing(state),
+        _ => landing(state, reader),
     }
 }
 
@@ -46,12 +113,12 @@ pub(super) fn has_body<B: Body>(request: &Request<B>) -> bool {
     !request.body().is_end_stream()
 }
 
-fn metrics(state: &AppState, headers: &HeaderMap) -> Response<Bytes> {
+fn metrics(state: &AppState, view: &View, headers: &HeaderMap) -> Response<Bytes> {
     let format = negotiate(joined(headers, &ACCEPT).as_deref());
     let compressed = accepts_gzip(joined(headers, &ACCEPT_ENCODING).as_deref());
     // Counted first, so that a scrape that renders sees itself.
     state.own().count_scrape(Some(format), StatusCode::OK.as_u16());
-    let mut response = text(StatusCode::OK, format.content_type(), state.body(format, compressed));
+    let mut response = text(StatusCode::OK, format.content_type(), state.body(view, format, compressed));
     let headers = response.headers_mut();
     headers.insert(VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
     if compressed {
@@ -71,11 +138,15 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     Some(all)
 }
 
-fn landing(state: &AppState) -> Response<Bytes> {
-    let (path, version) = (escaped(state.telemetry_path()), escaped(state.version()));
+fn landing(state: &AppState, reader: &Reader) -> Response<Bytes> {
+    let path = escaped(state.telemetry_path());
+    let version = match reader {
+        Reader::Operator => format!(", version {}", escaped(state.version())),
+        Reader::Tenant(_) => String::new(),
+    };
     let page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>kernmeter</title></head>\n\
-         <body>\n<h1>kernmeter</h1>\n<p>eBPF host telemetry per tenant, version {version}.</p>\n<ul>\n\
+         <body>\n<h1>kernmeter</h1>\n<p>eBPF host telemetry per tenant{version}.</p>\n<ul>\n\
          <li><a href=\"{path}\">Metrics</a></li>\n<li><a href=\"/healthz\">Alive</a></li>\n\
          <li><a href=\"/readyz\">Ready</a></li>\n</ul>\n</body>\n</html>\n"
     );
@@ -121,6 +192,47 @@ mod tests {
     #[test]
     fn html_is_escaped() {
         assert_eq!(escaped(r#"<a href="x">&'</a>"#), "&lt;a href=&quot;x&quot;&gt;&amp;&#39;&lt;/a&gt;");
+    }
+
+    #[test]
+    fn paths_are_compared_not_decoded() {
+        let of = |path| Route::of(path, "/metrics");
+        assert_eq!(of("/metrics"), Route::Metrics);
+        assert_eq!(of("/tenants/acme/metrics"), Route::TenantMetrics("acme"));
+        assert_eq!(of("/tenants/_host/metrics"), Route::TenantMetrics("_host"));
+        for path in [
+            "",
+            "*",
+            "/tenants/",
+            "/tenants//metrics",
+            "/tenants/acme",
+            "/tenants/acme/",
+            "/tenants/acme/metrics/",
+            "/tenants/acme//metrics",
+            "//tenants/acme/metrics",
+            "/Tenants/acme/metrics",
+            "/tenants/acme/Metrics",
+            "/tenants/ac%6de/metrics",
+            "/tenants/acme%2fmetrics",
+            "/tenants/acme%2F/metrics",
+            "/tenants/../tenants/acme/metrics",
+            "/tenants/./acme/metrics",
+            "/tenants/acme/../other/metrics",
+            "/tenants/a;b/metrics",
+            "/tenants/acme /metrics",
+            "/tenants/./metrics",
+            "/tenants/../metrics",
+            "/tenants/__host/metrics",
+            "/tenants/_/metrics",
+            "/tenants/\u{e9}/metrics",
+            "/./metrics",
+            "/metrics/",
+            "/METRICS",
+        ] {
+            assert_eq!(of(path), Route::Nowhere, "{path}");
+        }
+        let long = format!("/tenants/{}/metrics", "a".repeat(65));
+        assert_eq!(of(&long), Route::Nowhere);
     }
 
     #[test]

@@ -1,22 +1,18 @@
-//! In: published snapshots, readiness, the clock; out: what an answer is made of, rendered at most once a second per
-//! format. Knows no sockets and no requests.
+//! In: published snapshots, readiness, the clock; out: what an answer is made of. Knows no sockets and no requests.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use crate::exposition::{Format, gzip};
+use super::bodies::{Bodies, View};
+use crate::exposition::Format;
 use crate::registry::Snapshot;
-use crate::selfmetrics::{SelfMetrics, render};
+use crate::selfmetrics::SelfMetrics;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
-
-/// A rendered body is served again for this long as long as no new snapshot comes, so that any number of scrapers cost
-/// no more than one.
-const BODY_LIFETIME_NS: u64 = 1_000_000_000;
 
 /// Reasons longer than this (bytes) are cut.
 const MAX_REASON_BYTES: usize = 512;
@@ -49,27 +45,13 @@ pub struct AppState {
     clock: Clock,
     /// Why the agent sees nothing; `None` when it does.
     blind: RwLock<Option<String>>,
-    bodies: Mutex<Bodies>,
+    bodies: Bodies,
 }
 
 impl fmt::Debug for AppState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AppState").field("telemetry_path", &self.telemetry_path).finish_non_exhaustive()
     }
-}
-
-/// Bodies by format and compression, and the buffer they are rendered in.
-#[derive(Debug, Default)]
-struct Bodies {
-    scratch: BytesMut,
-    cached: [Option<Rendered>; Format::ALL.len() * 2],
-}
-
-#[derive(Debug)]
-struct Rendered {
-    sequence: u64,
-    at_ns: u64,
-    bytes: Bytes,
 }
 
 impl AppState {
@@ -90,7 +72,7 @@ impl AppState {
             max_age,
             clock,
             blind: RwLock::new(Some("starting: no probe attached yet".to_owned())),
-            bodies: Mutex::default(),
+            bodies: Bodies::default(),
         }
     }
 
@@ -141,36 +123,14 @@ impl AppState {
         &self.version
     }
 
-    /// The body in `format`, compressed or not. Rendered under a lock: of many scrapers coming at once one works and
-    /// the others share what it made.
-    pub(super) fn body(&self, format: Format, compressed: bool) -> Bytes {
-        let snapshot = self.snapshots.load();
-        let mut guard = self.bodies.lock().unwrap_or_else(PoisonError::into_inner);
-        let Bodies { scratch, cached } = &mut *guard;
-        let now_ns = (self.clock)();
-        let fresh = |rendered: &&Rendered| {
-            rendered.sequence == snapshot.sequence
-                && now_ns.saturating_sub(rendered.at_ns) < BODY_LIFETIME_NS
-                && rendered.at_ns <= now_ns
-        };
-        let slot = format as usize * 2 + usize::from(compressed);
-        if let Some(rendered) = cached[slot].as_ref().filter(fresh) {
-            return rendered.bytes.clone();
-        }
-        // What is out of date only holds memory.
-        for slot in cached.iter_mut() {
-            if slot.as_ref().is_none_or(|rendered| !fresh(&rendered)) {
-                *slot = None;
-            }
-        }
-        render(&snapshot, &self.own, format, now_ns, scratch);
-        // Compressing into memory does not fail; if it did, an empty body would be an honest broken scrape.
-        let bytes = if compressed {
-            gzip(scratch).map(Bytes::from).unwrap_or_default()
-        } else {
-            Bytes::copy_from_slice(scratch)
-        };
-        cached[slot] = Some(Rendered { sequence: snapshot.sequence, at_ns: now_ns, bytes: bytes.clone() });
-        bytes
+    /// The name of a tenant that has series.
+    pub(super) fn tenant(&self, name: &str) -> Option<Arc<str>> {
+        let layout = Arc::clone(&self.snapshots.load().layout);
+        layout.tenant(name).map(|tenant| Arc::clone(&layout.tenants[tenant as usize]))
+    }
+
+    /// The body of `view` in `format`, compressed or not.
+    pub(super) fn body(&self, view: &View, format: Format, compressed: bool) -> Bytes {
+        self.bodies.get(&self.snapshots.load(), &self.own, view, format, compressed, (self.clock)())
     }
 }

@@ -74,8 +74,9 @@ impl Running {
     /// Publishes `series` series with labels of `label_bytes` bytes each.
     fn publish(&self, series: u32, label_bytes: usize) {
         let labels = |i| format!("tenant_id=\"{i}{}\"", "x".repeat(label_bytes)).into_bytes().into();
-        let series = (0..series).map(|i| SeriesLayout { labels: labels(i), first: 0 }).collect();
-        let layout = Arc::new(Layout { families: vec![FamilyLayout { family: &FAMILY, series }] });
+        let series = (0..series).map(|i| SeriesLayout { labels: labels(i), first: 0, tenant: 0 }).collect();
+        let families = vec![FamilyLayout { family: &FAMILY, series }];
+        let layout = Arc::new(Layout { families, tenants: vec!["acme".into()] });
         let sequence = self.state.snapshots().load().sequence + 1;
         let taken_ns = self.clock.load(SeqCst);
         let snapshot = Snapshot { layout, values: vec![42], taken_ns, sequence };
@@ -290,6 +291,31 @@ fn a_body_is_rendered_once_a_second_or_snapshot() {
     // Another format is another body.
     let open = server.get("/metrics", "Accept: application/openmetrics-text\r\n");
     assert!(open.text().contains("{format=\"openmetrics-1.0.0\",code=\"200\"} 1\n"));
+}
+
+#[test]
+fn without_credentials_configured_everyone_reads_every_tenant() {
+    let server = Running::start(patient());
+    server.publish(3, 0);
+    let all = server.get("/metrics", "");
+    let tenant =
+        server.get("/tenants/acme/metrics?tenant_id=other", "Accept: application/openmetrics-text\r\n");
+    assert_eq!((all.status, tenant.status), (200, 200));
+    assert_eq!(tenant.text().matches("kernmeter_syscalls_total{").count(), 3);
+    assert!(all.text().contains("kernmeter_build") && !tenant.text().contains("kernmeter_build"));
+    assert!(tenant.text().ends_with("# EOF\n"));
+    for path in ["/tenants/nobody/metrics", "/tenants/ACME/metrics", "/tenants/acme/", "/tenants"] {
+        assert_eq!(server.get(path, "").status, 404, "{path}");
+    }
+    let posted =
+        server.exchange("POST /tenants/acme/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(posted.status, 405);
+    // Another snapshot is another body.
+    server.publish(4, 0);
+    assert_eq!(
+        server.get("/tenants/acme/metrics", "").text().matches("kernmeter_syscalls_total{").count(),
+        4
+    );
 }
 
 #[test]

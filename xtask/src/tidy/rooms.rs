@@ -39,7 +39,9 @@ const ROOMS: &[Room] = &[
     room("attribute", &["config", "drain", "family", "identity", "names", "probes", "registry"]),
     room("exposition", &["allocations", "escape", "family", "registry"]),
     room("selfmetrics", &["escape", "exposition", "family", "registry"]),
-    room("serve", &["exposition", "registry", "selfmetrics"]),
+    // Who may read what: files and credentials, no series.
+    room("web", &["config"]),
+    room("serve", &["exposition", "registry", "selfmetrics", "web"]),
     room("table", &["family", "probes", "registry"]),
     room("log", &["config"]),
     room("docs", &["exposition", "family", "probes", "selfmetrics"]),
