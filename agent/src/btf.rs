@@ -3,7 +3,11 @@
 //! Only what the agent asks for is decoded: one pass indexes the types (`Documentation/bpf/btf.rst` of the kernel has the
 //! format). Every access is bounds-checked: a broken blob is an error, never a wrong offset.
 
+mod prototype;
+
 use std::collections::HashMap;
+
+pub use prototype::Argument;
 
 /// Why an answer could not be had from BTF.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

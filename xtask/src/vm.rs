@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let kernels = kernels::fetch(&series);
     let emulator = emulator::find()?;
     let initrd = initrd::build()?;
-    let logs = cache().join("logs");
+    let logs = scratch().join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("cannot create \"{}\"", logs.display()))?;
 
     let queue = Mutex::new(jobs.iter().enumerate());
@@ -190,7 +190,12 @@ fn name(job: &Job) -> String {
     }
 }
 
-/// What is fetched and what a run leaves; ignored by git.
+/// What is fetched, and worth keeping where a folder survives; ignored by git.
 fn cache() -> PathBuf {
     workspace::root().join(".cache/vm")
+}
+
+/// What a run builds and leaves.
+fn scratch() -> PathBuf {
+    workspace::target().join("vm")
 }

@@ -4,6 +4,7 @@
 mod checks;
 mod machine;
 mod programs;
+mod prototypes;
 mod report;
 
 use std::path::Path;
@@ -34,7 +35,7 @@ fn meter() -> Result<()> {
     // Without type information no program can be loaded: what the agent then says is checked.
     let old = variant != Variant::NoBtf && run(&mut report, "programs", programs::check);
     if variant != Variant::NoBtf {
-        run(&mut report, "prototypes", |_| programs::prototypes());
+        run(&mut report, "prototypes", |_| prototypes::check());
     }
     let checks = if old { checks::of_an_old_kernel() } else { checks::all(variant) };
     let only = machine::only_check();

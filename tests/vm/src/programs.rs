@@ -10,6 +10,7 @@ use kernmeter::probes::{self, offsets};
 use kernmeter_tests::skip;
 
 use crate::machine;
+use crate::prototypes;
 use crate::report::Report;
 
 /// Last lines of a verifier's log that say why; the others say how it got there.
@@ -60,44 +61,9 @@ pub fn check(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Compares the prototype each hook documents with what this kernel's type information says.
-///
-/// # Errors
-/// A tracepoint with another number of arguments than documented.
-pub fn prototypes() -> Result<()> {
-    let data = std::fs::read(BTF_PATH).with_context(|| format!("read {BTF_PATH}"))?;
-    let btf = kernmeter::btf::Btf::parse(data)?;
-    let mut wrong = Vec::new();
-    for hook in probes::ALL.iter().flat_map(|probe| probe.hooks) {
-        let Some((inside, since)) = hook.prototype.rsplit_once(')') else {
-            bail!("`{}` documents no prototype", hook.program)
-        };
-        let documented = inside.split(',').count();
-        // "..., since 5.18; without prev_state before": older kernels pass one less.
-        let fewest = documented - usize::from(since.contains("without"));
-        match btf.tracepoint_args(hook.tracepoint)? {
-            Some(args) if (fewest..=documented).contains(&args) => {}
-            Some(args) => {
-                wrong.push(format!(
-                    "`{}` has {args} arguments, documented: {}",
-                    hook.tracepoint, hook.prototype
-                ));
-            }
-            None if hook.optional => {}
-            None => wrong.push(format!("no tracepoint `{}`", hook.tracepoint)),
-        }
-    }
-    if !wrong.is_empty() {
-        bail!("{}", wrong.join("; "));
-    }
-    Ok(())
-}
-
 /// Whether this kernel is of a release that has task storage for tracing programs.
 fn has_task_storage() -> bool {
-    let release = machine::release();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(5), Some(11))
+    prototypes::numbers(&machine::release()) >= Some((5, 11))
 }
 
 /// Loads one program the way its kind asks for.

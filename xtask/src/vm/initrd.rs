@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::cache;
+use super::scratch;
 use crate::agent;
 use crate::build_ebpf;
 use crate::workspace;
@@ -41,15 +41,15 @@ pub fn build() -> Result<PathBuf> {
     for (program, place) in PROGRAMS {
         archive.add(place, PROGRAM, &stripped(&built.join(program))?);
     }
-    let path = cache().join("initrd.cpio");
+    let path = scratch().join("initrd.cpio");
     workspace::write_if_changed(&path, &archive.finish())?;
     Ok(path)
 }
 
 /// The program without what only debuggers read, where there is a tool for that: the machines are small.
 fn stripped(program: &Path) -> Result<Vec<u8>> {
-    let small = cache().join("stripped");
-    fs::create_dir_all(cache()).context("cannot create the cache")?;
+    let small = scratch().join("stripped");
+    fs::create_dir_all(scratch()).context("cannot create the folder of the initial file system")?;
     let strip = workspace::which("strip").and_then(|strip| {
         workspace::output(workspace::command(strip).arg("-o").arg(&small).arg(program)).ok()
     });
