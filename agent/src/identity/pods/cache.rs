@@ -140,8 +140,16 @@ impl PodCache {
     /// The pod that a container belongs to, by the container's full id.
     pub fn by_container(&self, id: &str) -> Option<(&Arc<Pod>, &Container)> {
         let claims = self.containers.get(&container_id(id)?)?;
-        let pod = self.pod(self.first(claims)?)?;
-        pod.containers.iter().find(|container| *container.id == *id).map(|container| (pod, container))
+        let at = self.first(claims)?;
+        let pod = self.pod(at)?;
+        let container = if at == claims.first() {
+            // Without looking at its name: that would be memory not touched yet.
+            pod.containers.get(claims.place as usize)?
+        } else {
+            pod.containers.iter().find(|container| *container.id == *id)?
+        };
+        debug_assert_eq!(*container.id, *id);
+        Some((pod, container))
     }
 
     /// The pod with this UID, or the static pod with this configuration hash.
@@ -312,8 +320,30 @@ impl PodCache {
                 claim(&mut self.containers, id, at);
             }
         }
+        self.place_containers(&pod, at);
         if let Some(place) = self.entries.get_mut(at as usize) {
             *place = Some(Entry { pod: Arc::new(pod), list, since, death: None });
+        }
+    }
+
+    /// Notes where a pod has the containers it was first to claim.
+    fn place_containers(&mut self, pod: &Pod, at: Index) {
+        for (place, container) in (0..).zip(&pod.containers) {
+            if let Some(claims) = container_id(&container.id).and_then(|id| self.containers.get_mut(&id))
+                && claims.first() == at
+            {
+                claims.place = place;
+            }
+        }
+    }
+
+    fn release_container(&mut self, id: &ContainerId, at: Index) {
+        release(&mut self.containers, id, at);
+        // Somebody else may be first now.
+        if let Some(next) = self.containers.get(id).map(Claims::first)
+            && let Some(pod) = self.pod(next).cloned()
+        {
+            self.place_containers(&pod, next);
         }
     }
 
@@ -336,11 +366,12 @@ impl PodCache {
         };
         let (before, now) = (ids(old), ids(&new));
         for id in before.iter().filter(|id| !now.contains(id)) {
-            release(&mut self.containers, id, at);
+            self.release_container(id, at);
         }
         for id in now.iter().filter(|id| !before.contains(id)) {
             claim(&mut self.containers, *id, at);
         }
+        self.place_containers(&new, at);
         if let Some(entry) = self.entry_mut(at) {
             entry.pod = Arc::new(new);
         }
@@ -418,7 +449,7 @@ impl PodCache {
         self.release_name(pod, at);
         self.release_hash(pod, at);
         for id in pod.containers.iter().filter_map(|container| container_id(&container.id)) {
-            release(&mut self.containers, &id, at);
+            self.release_container(&id, at);
         }
         self.bytes -= pod_bytes(pod);
         self.generation += 1;

@@ -11,10 +11,17 @@ pub(super) type Index = u32;
 #[derive(Debug)]
 pub(super) struct Claims {
     first: Index,
+    /// Where the first claimant keeps what the key stands for; what that means is the owner's of the map.
+    pub place: u32,
     others: Vec<Index>,
 }
 
 impl Claims {
+    /// Who came first.
+    pub fn first(&self) -> Index {
+        self.first
+    }
+
     /// In the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = Index> {
         std::iter::once(self.first).chain(self.others.iter().copied())
@@ -23,7 +30,7 @@ impl Claims {
 
 /// Adds a claimant; one that is there keeps its place.
 pub(super) fn claim<K: Eq + Hash>(map: &mut HashMap<K, Claims>, key: K, by: Index) {
-    let claims = map.entry(key).or_insert_with(|| Claims { first: by, others: Vec::new() });
+    let claims = map.entry(key).or_insert_with(|| Claims { first: by, place: 0, others: Vec::new() });
     if !claims.iter().any(|other| other == by) {
         claims.others.push(by);
     }

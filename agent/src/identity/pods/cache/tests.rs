@@ -524,10 +524,9 @@ proptest! {
 
             prop_assert_eq!(cache.is_complete(), model.complete);
             for n in 0..8 {
-                prop_assert_eq!(
-                    cache.by_container(&id(n)).map(|(pod, _)| &**pod),
-                    model.by_container(&id(n)), "container {}", n
-                );
+                let found = cache.by_container(&id(n));
+                prop_assert_eq!(found.map(|(pod, _)| &**pod), model.by_container(&id(n)), "container {}", n);
+                prop_assert!(found.is_none_or(|(_, container)| *container.id == *id(n)));
             }
             for n in 0..6 {
                 let uid = format!("u{n}");
