@@ -13,7 +13,9 @@ use super::values::{
 use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, ReadMode};
 use crate::family::Detail;
 use crate::identity::UNKNOWN;
-use crate::identity::rules::{MatchSpec, Outcome, Place, RuleError, RuleSpec, Rules};
+use crate::identity::rules::{
+    AllowSpec, MatchSpec, Outcome, Place, RuleError, RuleSpec, Rules, condition_key,
+};
 
 /// What is wrong, and where.
 pub(super) struct Problem {
@@ -71,7 +73,9 @@ section!(RawRule {
     matches: RawMatch,
     tenant: Scalar,
     reserve: Scalar,
+    allow: Spanned<Vec<Spanned<RawAllow>>>,
 });
+section!(RawAllow { tenants: Vec<Scalar>, namespaces: Vec<Scalar> });
 section!(RawMatch {
     cgroup: Scalar,
     unit: Scalar,
@@ -81,6 +85,13 @@ section!(RawMatch {
     pod_uid: Scalar,
     user: Scalar,
     machine: Scalar,
+    namespace: Scalar,
+    pod: Scalar,
+    container: Scalar,
+    namespace_labels: BTreeMap<String, Scalar>,
+    namespace_annotations: BTreeMap<String, Scalar>,
+    pod_labels: BTreeMap<String, Scalar>,
+    pod_annotations: BTreeMap<String, Scalar>,
 });
 
 const LEVELS: &[(&str, LogLevel)] = &[
@@ -287,7 +298,7 @@ fn limits(config: &mut Config, raw: RawLimits) -> Result<(), Problem> {
 #[derive(Default)]
 struct RulePlaces {
     rule: Option<Location>,
-    keys: Vec<(&'static str, Location)>,
+    keys: Vec<(String, Location)>,
 }
 
 fn tenants(config: &mut Config, raw: RawTenants) -> Result<(), Problem> {
@@ -327,9 +338,9 @@ fn rules(
     for (index, raw) in list.into_iter().enumerate() {
         let (here, raw) = (raw.referenced, raw.value);
         let mut keys = Vec::new();
-        let mut take = |key: &'static str, scalar: Option<Scalar>| {
+        let mut take = |key: &str, scalar: Option<Scalar>| {
             scalar.map(|scalar| {
-                keys.push((key, scalar.referenced));
+                keys.push((key.to_owned(), scalar.referenced));
                 scalar.value
             })
         };
@@ -356,7 +367,7 @@ fn rules(
             }
         };
         let given = raw.matches.unwrap_or_default();
-        let matches = MatchSpec {
+        let mut matches = MatchSpec {
             cgroup: take("match.cgroup", given.cgroup),
             unit: take("match.unit", given.unit),
             slice: take("match.slice", given.slice),
@@ -365,11 +376,49 @@ fn rules(
             pod_uid: take("match.pod_uid", given.pod_uid),
             user: take("match.user", given.user),
             machine: take("match.machine", given.machine),
+            namespace: take("match.namespace", given.namespace),
+            pod: take("match.pod", given.pod),
+            container: take("match.container", given.container),
+            ..MatchSpec::default()
         };
-        specs.push(RuleSpec { matches, outcome });
+        for (map, given, into) in [
+            ("namespace_labels", given.namespace_labels, &mut matches.namespace_labels),
+            ("namespace_annotations", given.namespace_annotations, &mut matches.namespace_annotations),
+            ("pod_labels", given.pod_labels, &mut matches.pod_labels),
+            ("pod_annotations", given.pod_annotations, &mut matches.pod_annotations),
+        ] {
+            for (key, glob) in given.unwrap_or_default() {
+                let place = condition_key(map, &key);
+                into.extend(take(&place, Some(glob)).map(|glob| (key, glob)));
+            }
+        }
+        let allow = raw.allow.map(|list| allowed(list, &mut keys));
+        specs.push(RuleSpec { matches, outcome, allow });
         places.push(RulePlaces { rule: Some(here), keys });
     }
     Ok((specs, places))
+}
+
+fn allowed(list: Spanned<Vec<Spanned<RawAllow>>>, keys: &mut Vec<(String, Location)>) -> Vec<AllowSpec> {
+    keys.push(("allow".into(), list.referenced));
+    let entries = list.value.into_iter().enumerate().map(|(index, entry)| {
+        let place = format!("allow[{index}]");
+        keys.push((place.clone(), entry.referenced));
+        let mut globs = |name: &str, list: Option<Vec<Scalar>>| -> Vec<String> {
+            let globs = list.unwrap_or_default().into_iter().enumerate();
+            globs
+                .map(|(n, glob)| {
+                    keys.push((format!("{place}.{name}[{n}]"), glob.referenced));
+                    glob.value
+                })
+                .collect()
+        };
+        AllowSpec {
+            tenants: globs("tenants", entry.value.tenants),
+            namespaces: globs("namespaces", entry.value.namespaces),
+        }
+    });
+    entries.collect()
 }
 
 fn of_yaml(error: &YamlError) -> Problem {

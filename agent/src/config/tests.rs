@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::identity::rules::{MatchSpec, Outcome, RuleSpec, Rules};
+use crate::identity::rules::{AllowSpec, MatchSpec, Outcome, RuleSpec, Rules};
 
 const KNOWN: Known<'static> =
     Known { families: &["kernmeter_syscalls", "kernmeter_cpu_seconds"], probes: &["syscalls", "scheduler"] };
@@ -95,15 +95,18 @@ fn every_key_is_in_the_default_file_and_the_documentation() {
 
 #[test]
 fn examples_of_the_documentation_parse() {
-    let documentation = include_str!("../../../docs/configuration.md");
-    let examples: Vec<&str> = documentation
-        .split("```yaml\n")
-        .skip(1)
-        .map(|rest| rest.split("```").next().unwrap_or_default())
-        .collect();
-    assert!(examples.len() >= 3);
-    for example in examples {
-        good(example);
+    for documentation in
+        [include_str!("../../../docs/configuration.md"), include_str!("../../../docs/tenants.md")]
+    {
+        let examples: Vec<&str> = documentation
+            .split("```yaml\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap_or_default())
+            .collect();
+        assert!(examples.len() >= 3);
+        for example in examples {
+            good(example);
+        }
     }
 }
 
@@ -128,6 +131,10 @@ tenants:
       tenant: t-{x}
     - match: {machine: m}
       reserve: host
+    - match: {namespace: 'n-*', pod: p, container: c, namespace_labels: {l: '{a}'}, namespace_annotations: {x/a: b},
+        pod_labels: {l: '*', m: '?'}, pod_annotations: {y: z}}
+      tenant: '{a}'
+      allow: [{tenants: ['*'], namespaces: [n-1, n-2]}]
   fallback: []
   default: _unknown
 ",
@@ -175,12 +182,27 @@ tenants:
         ..MatchSpec::default()
     };
     let second = MatchSpec { machine: Some("m".into()), ..MatchSpec::default() };
+    let map = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(key, glob)| ((*key).to_owned(), (*glob).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let third = MatchSpec {
+        namespace: Some("n-*".into()),
+        pod: Some("p".into()),
+        container: Some("c".into()),
+        namespace_labels: map(&[("l", "{a}")]),
+        namespace_annotations: map(&[("x/a", "b")]),
+        pod_labels: map(&[("l", "*"), ("m", "?")]),
+        pod_annotations: map(&[("y", "z")]),
+        ..MatchSpec::default()
+    };
+    let allow = AllowSpec { tenants: vec!["*".into()], namespaces: vec!["n-1".into(), "n-2".into()] };
     assert_eq!(
         config.tenants,
         RuleSet {
             rules: vec![
-                RuleSpec { matches: first, outcome: Outcome::Tenant("t-{x}".into()) },
-                RuleSpec { matches: second, outcome: Outcome::ReserveHost },
+                RuleSpec::new(first, Outcome::Tenant("t-{x}".into())),
+                RuleSpec::new(second, Outcome::ReserveHost),
+                RuleSpec { allow: Some(vec![allow]), ..RuleSpec::new(third, Outcome::Tenant("{a}".into())) },
             ],
             fallback: Vec::new(),
             default: None,
@@ -300,6 +322,43 @@ fn mistakes_in_form_and_rules() {
             "1:20: tenants.default: a tenant begins with a letter or digit, names with `_` first",
         ),
         ("tenants: {rules: [{mach: {}}]}", "1:20: unknown key `mach`, did you mean `match`?"),
+        (
+            "tenants:\n  rules:\n    - match:\n        pod_labels:\n          team: '{t}'\n      tenant: '{t}'",
+            "5:17: tenants.rules[0].match.pod_labels.team: is chosen by who creates a pod: add `allow: [{ tenants: [...], namespaces: [...] }]`",
+        ),
+        (
+            "tenants:\n  rules:\n    - match: {namespace: '*'}\n      tenant: '{namespace}-{pod}'",
+            "4:15: tenants.rules[0].tenant: is chosen by who creates a pod",
+        ),
+        (
+            "tenants:\n  rules:\n    - match: {pod: a}\n      tenant: b\n      allow:\n        - tenants: [b]\n          namespaces: [c, '{d}']",
+            "7:27: tenants.rules[0].allow[0].namespaces[1]: has a capture",
+        ),
+        (
+            "tenants:\n  rules:\n    - match: {pod: a}\n      tenant: b\n      allow:\n        - tenants: [b]",
+            "6:11: tenants.rules[0].allow[0]: allows nothing",
+        ),
+        (
+            "tenants: {rules: [{match: {pod: a}, tenant: b, allow: []}]}",
+            "1:55: tenants.rules[0].allow: allows nothing",
+        ),
+        (
+            "tenants: {rules: [{match: {pod: a}, tenant: b, allow: [{tenant: b}]}]}",
+            "1:57: unknown key `tenant`, did you mean `tenants`?",
+        ),
+        (
+            "tenants: {rules: [{match: {namespace_labels: {a b: x}}, tenant: b}]}",
+            "1:52: tenants.rules[0].match.namespace_labels.a b: `a b` is no key of a label",
+        ),
+        (
+            "tenants: {rules: [{match: {namespace: '{namespace}'}, tenant: b}]}",
+            "1:39: tenants.rules[0].match.namespace: `{namespace}` is a built-in field: give the capture another name, or write `*` here",
+        ),
+        (
+            "tenants: {default: '{container}'}",
+            "1:20: tenants.default: `{container}` is chosen by who creates a pod",
+        ),
+        ("tenants: {rules: [{match: {pod_labels: x}, tenant: b}]}", "1:40: expected `key: value` lines here"),
         ("web: 3", "1:6: expected `key: value` lines here"),
         ("- a", "1:1: expected `key: value` lines here"),
         ("web: {telemetry_path: [a]}", "1:23: expected a single value here"),

@@ -87,6 +87,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::identity::pods::{Phase, Pod};
 
     fn described(path: &[u8]) -> Workload {
         describe(&CgroupFacts::recognise(path), &Verdict::unmatched(), None)
@@ -111,6 +112,47 @@ mod tests {
                 "{path}"
             );
             assert_eq!(&*workload.tenant, crate::identity::UNKNOWN);
+        }
+    }
+
+    #[test]
+    fn labels_of_pods() {
+        let id = "0123456789abcdef".repeat(4);
+        let uid = "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11";
+        let pod = Pod {
+            uid: uid.into(),
+            namespace: "shop".into(),
+            name: "cart-7\n".into(),
+            resource_version: "".into(),
+            config_hash: None,
+            labels: Box::default(),
+            annotations: Box::default(),
+            phase: Phase::Running,
+            containers: Box::default(),
+        };
+        let described = |path: String, container| {
+            let known = PodFacts { pod: &pod, container, namespace: None };
+            let workload =
+                describe(&CgroupFacts::recognise(path.as_bytes()), &Verdict::unmatched(), Some(&known));
+            [workload.namespace, workload.pod, workload.container].map(|value| value.to_string())
+        };
+        let name = label(b"cart-7\n");
+        assert!(name.starts_with("cart-7\u{fffd}~"), "{name}");
+        for (path, container, namespace, pod, expected) in [
+            (format!("/kubepods/pod{uid}/{id}"), Some("web"), "shop", &*name, "web"),
+            (format!("/kubepods/pod{uid}/{id}"), None, "shop", &name, "0123456789ab"),
+            (format!("/kubepods/pod{uid}"), None, "shop", &name, ""),
+            // Not this pod's, whoever says so.
+            (
+                format!("/kubepods/pod{}/{id}", uid.replace('0', "1")),
+                Some("web"),
+                "",
+                &uid.replace('0', "1"),
+                "0123456789ab",
+            ),
+            (format!("/docker/{id}"), Some("web"), "", &format!("/docker/{id}"), "0123456789ab"),
+        ] {
+            assert_eq!(described(path, container), [namespace, pod, expected].map(str::to_owned));
         }
     }
 

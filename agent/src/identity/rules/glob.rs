@@ -39,7 +39,9 @@ pub enum Problem {
     #[error("the capture `{{{0}}}` appears twice in this rule: give each its own name")]
     Repeated(String),
     /// A capture named like a built-in field.
-    #[error("`{{{0}}}` is a built-in field: give the capture another name")]
+    #[error(
+        "`{{{0}}}` is a built-in field: give the capture another name, or write `*` here and use the field in `tenant`"
+    )]
     BuiltIn(String),
     /// Too many captures.
     #[error("has more than {CAPTURES} captures: leave some out")]
@@ -64,7 +66,7 @@ pub enum Problem {
     Runtime(String),
     /// A rule that matches everything.
     #[error(
-        "matches nothing in particular: name at least one of cgroup, unit, slice, runtime, container_id, pod_uid, user, machine"
+        "matches nothing in particular: name at least one of cgroup, unit, slice, runtime, container_id, pod_uid, user, machine, namespace, pod, container, namespace_labels, namespace_annotations, pod_labels, pod_annotations"
     )]
     NoCondition,
     /// A template with a name that is neither field nor capture.
@@ -81,6 +83,25 @@ pub enum Problem {
     /// A template that begins with `_`, `.` or `-`.
     #[error("a tenant begins with a letter or digit{hint}", hint = if *.0 == '_' { ", names with `_` first are reserved: for the host's own write `reserve: host`" } else { "" })]
     BadStart(char),
+    /// No key of a label or annotation.
+    #[error(
+        "`{0}` is no key of a label or annotation: write it as in Kubernetes, such as `app` or `example.com/team`"
+    )]
+    BadKey(String),
+    /// A rule by what pods choose themselves, without a list of who may use which tenant.
+    #[error(
+        "is chosen by who creates a pod: add `allow: [{{ tenants: [...], namespaces: [...] }}]` to the rule, with the tenants that pods of these namespaces may have"
+    )]
+    NoAllow,
+    /// The same in the default, which can have no such list.
+    #[error("`{{{0}}}` is chosen by who creates a pod: use it in a rule with `allow`, not here")]
+    NoAllowHere(&'static str),
+    /// A list of permissions without any.
+    #[error("allows nothing: list `tenants` and `namespaces`")]
+    AllowsNothing,
+    /// A capture where none is of use.
+    #[error("has a capture, which means nothing here: write `*`")]
+    NoCaptures,
     /// Too many rules.
     #[error("there are more than {0} rules: merge some with wildcards")]
     TooManyRules(usize),

@@ -1,7 +1,7 @@
 //! In: a tenant template, a cgroup's fields and captures; out: a tenant's name, or why there is none. Matches nothing.
 
 use super::glob::{At, Problem, is_name, shown};
-use crate::identity::{CgroupFacts, Users};
+use crate::identity::{CgroupFacts, PodFacts, Users};
 
 /// Longest tenant name, in bytes.
 pub const TENANT_BYTES: usize = 63;
@@ -24,12 +24,21 @@ pub enum RefusalReason {
     BadCharacter,
     /// The name is not UTF-8.
     NotUtf8,
+    /// Pods of this namespace may not have this tenant by this rule.
+    NotAllowed,
 }
 
 impl RefusalReason {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::Missing, Self::Empty, Self::TooLong, Self::Reserved, Self::BadCharacter, Self::NotUtf8];
+    pub const ALL: [Self; 7] = [
+        Self::Missing,
+        Self::Empty,
+        Self::TooLong,
+        Self::Reserved,
+        Self::BadCharacter,
+        Self::NotUtf8,
+        Self::NotAllowed,
+    ];
 
     /// The name used in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -40,6 +49,7 @@ impl RefusalReason {
             Self::Reserved => "reserved",
             Self::BadCharacter => "bad_character",
             Self::NotUtf8 => "not_utf8",
+            Self::NotAllowed => "not_allowed",
         }
     }
 }
@@ -78,11 +88,14 @@ pub(super) enum Field {
     ContainerIdShort,
     PodUid,
     Machine,
+    Namespace,
+    Pod,
+    Container,
     Top,
 }
 
 impl Field {
-    pub const ALL: [(&'static str, Self); 10] = [
+    pub const ALL: [(&'static str, Self); 13] = [
         ("unit", Self::Unit),
         ("slice", Self::Slice),
         ("uid", Self::Uid),
@@ -92,6 +105,9 @@ impl Field {
         ("container_id_short", Self::ContainerIdShort),
         ("pod_uid", Self::PodUid),
         ("machine", Self::Machine),
+        ("namespace", Self::Namespace),
+        ("pod", Self::Pod),
+        ("container", Self::Container),
         ("top", Self::Top),
     ];
 
@@ -100,19 +116,27 @@ impl Field {
     }
 }
 
-/// A cgroup's facts with its user's name and number as text.
+/// What rules look at: a cgroup's facts, its user's name and number as text, and its pod where it has one.
 pub(super) struct Subject<'a> {
     pub facts: &'a CgroupFacts,
-    pub uid: Option<String>,
+    pub uid: Option<&'a str>,
     pub user: Option<&'a str>,
+    pub pod: Option<&'a PodFacts<'a>>,
 }
 
 impl<'a> Subject<'a> {
-    pub fn new(facts: &'a CgroupFacts, users: &'a Users) -> Self {
+    /// `uid` is the user's number as text. A pod that the cgroup's path does not name is ignored.
+    pub fn new(
+        facts: &'a CgroupFacts,
+        uid: Option<&'a str>,
+        users: &'a Users,
+        pod: Option<&'a PodFacts<'a>>,
+    ) -> Self {
         Self {
             facts,
-            uid: facts.uid.map(|uid| uid.to_string()),
+            uid,
             user: facts.uid.and_then(|uid| users.name(uid)),
+            pod: pod.filter(|known| known.of(facts)),
         }
     }
 
@@ -126,13 +150,16 @@ impl<'a> Subject<'a> {
                 let slice = self.facts.slice.as_deref()?;
                 slice.strip_suffix(".slice").unwrap_or(slice)
             }
-            Field::Uid => self.uid.as_deref()?,
-            Field::User => self.user.or(self.uid.as_deref())?,
+            Field::Uid => self.uid?,
+            Field::User => self.user.or(self.uid)?,
             Field::Runtime => self.facts.runtime?.as_str(),
             Field::ContainerId => self.facts.container_id.as_deref()?,
             Field::ContainerIdShort => self.facts.container_id_short()?,
             Field::PodUid => self.facts.pod_uid.as_deref()?,
             Field::Machine => self.facts.machine.as_deref()?,
+            Field::Namespace => &*self.pod?.pod.namespace,
+            Field::Pod => &*self.pod?.pod.name,
+            Field::Container => self.pod?.container?,
             Field::Top => return Some(self.facts.top()).filter(|top| !top.is_empty()),
         };
         Some(text.as_bytes())
@@ -148,7 +175,11 @@ enum Part {
 
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Template(Vec<Part>);
+pub(super) struct Template {
+    parts: Vec<Part>,
+    /// The first field that who creates a pod chooses, and the character it is at.
+    chosen: Option<(usize, &'static str)>,
+}
 
 impl Template {
     /// Parses a template against the captures of its rule.
@@ -161,6 +192,7 @@ impl Template {
         }
         let chars: Vec<char> = template.chars().collect();
         let mut parts = Vec::new();
+        let mut chosen = None;
         let mut literal = String::new();
         let mut fixed = 0;
         let mut at = 0;
@@ -171,7 +203,13 @@ impl Template {
                 if !literal.is_empty() {
                     parts.push(Part::Literal(std::mem::take(&mut literal).into()));
                 }
-                parts.push(part(&name, captures).map_err(|problem| (at + 1, problem))?);
+                let part = part(&name, captures).map_err(|problem| (at + 1, problem))?;
+                match part {
+                    Part::Field(Field::Pod) => chosen = chosen.or(Some((at + 1, "pod"))),
+                    Part::Field(Field::Container) => chosen = chosen.or(Some((at + 1, "container"))),
+                    _ => {}
+                }
+                parts.push(part);
                 at += close + 1;
                 continue;
             }
@@ -194,13 +232,18 @@ impl Template {
         if !literal.is_empty() {
             parts.push(Part::Literal(literal.into()));
         }
-        Ok(Self(parts))
+        Ok(Self { parts, chosen })
+    }
+
+    /// The first field that who creates a pod chooses: its character, from 1, and its name.
+    pub fn chosen_by_pods(&self) -> Option<(usize, &'static str)> {
+        self.chosen
     }
 
     /// Fills the template in.
     pub fn render(&self, subject: &Subject<'_>, held: &[&[u8]]) -> Result<String, RefusalReason> {
         let mut out = Vec::with_capacity(TENANT_BYTES + 1);
-        for part in &self.0 {
+        for part in &self.parts {
             let text = match part {
                 Part::Literal(text) => text.as_bytes(),
                 Part::Field(field) => subject.field(*field).ok_or(RefusalReason::Missing)?,

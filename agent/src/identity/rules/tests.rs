@@ -1,5 +1,7 @@
 //! Rules against real and hostile paths.
 
+mod pods;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -23,11 +25,25 @@ fn rule(conditions: &[(&str, &str)], tenant: &str) -> RuleSpec {
             "pod_uid" => &mut matches.pod_uid,
             "user" => &mut matches.user,
             "machine" => &mut matches.machine,
-            other => panic!("{other}"),
+            "namespace" => &mut matches.namespace,
+            "pod" => &mut matches.pod,
+            "container" => &mut matches.container,
+            other => {
+                let (map, key) = other.split_once('.').expect("a condition");
+                let map = match map {
+                    "namespace_labels" => &mut matches.namespace_labels,
+                    "namespace_annotations" => &mut matches.namespace_annotations,
+                    "pod_labels" => &mut matches.pod_labels,
+                    "pod_annotations" => &mut matches.pod_annotations,
+                    other => panic!("{other}"),
+                };
+                map.insert(key.to_owned(), (*value).to_owned());
+                continue;
+            }
         };
         *at = Some((*value).to_owned());
     }
-    RuleSpec { matches, outcome: Outcome::Tenant(tenant.to_owned()) }
+    RuleSpec::new(matches, Outcome::Tenant(tenant.to_owned()))
 }
 
 fn only(rules: Vec<RuleSpec>) -> RuleSet {
@@ -122,10 +138,8 @@ fn conditions_captures_and_fields() {
 #[test]
 fn order_and_reserve() {
     let mut set = RuleSet::default();
-    set.rules.push(RuleSpec {
-        matches: MatchSpec { unit: Some("backup.service".into()), ..MatchSpec::default() },
-        outcome: Outcome::ReserveHost,
-    });
+    let backup = MatchSpec { unit: Some("backup.service".into()), ..MatchSpec::default() };
+    set.rules.push(RuleSpec::new(backup, Outcome::ReserveHost));
     set.rules.push(rule(&[("cgroup", "/jobs/{name}/**")], "job-{name}"));
     set.rules.push(rule(&[("cgroup", "/jobs/**")], "jobs"));
     assert_eq!(tenant(&set, "/jobs.slice/backup.service"), HOST);
@@ -170,6 +184,13 @@ fn rules_that_do_not_compile() {
             "tenants.rules[0].match.slice: the capture `{a}` appears twice",
         ),
         (&[("unit", "-{unit}")], "x", "tenants.rules[0].match.unit: `{unit}` is a built-in field"),
+        (
+            &[("cgroup", "/{namespace}")],
+            "x",
+            "tenants.rules[0].match.cgroup: `{namespace}` is a built-in field: give the capture another name, or write `*`",
+        ),
+        (&[("unit", "{pod}")], "x", "tenants.rules[0].match.unit: `{pod}` is a built-in field"),
+        (&[("unit", "{container}")], "x", "tenants.rules[0].match.unit: `{container}` is a built-in field"),
         (&[("unit", "{a}")], "{b}", "tenants.rules[0].tenant: `{b}` is neither a capture of this rule nor"),
         (
             &[("unit", "{a}")],
