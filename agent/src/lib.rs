@@ -17,6 +17,7 @@ pub mod exposition;
 pub mod family;
 pub mod filewatch;
 pub mod identity;
+pub mod kubernetes;
 pub mod lifecycle;
 pub mod log;
 pub mod names;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::adapt;
@@ -40,6 +40,8 @@ pub struct Config {
     pub limits: Limits,
     /// Whose a cgroup is; known to compile.
     pub tenants: RuleSet,
+    /// Where pods' names come from.
+    pub kubernetes: Kubernetes,
 }
 
 /// `web`.
@@ -172,6 +174,55 @@ pub struct Limits {
     pub retention: Duration,
 }
 
+/// Where pods' names, namespaces and labels come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodSource {
+    /// The Kubernetes API inside a pod or with a kubeconfig, else nowhere.
+    Auto,
+    /// Nowhere: pods are known by UID.
+    Off,
+    /// The Kubernetes API.
+    Api,
+    /// The kubelet's directories of logs: names only, and no API is contacted.
+    Directories,
+}
+
+/// `kubernetes`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// The source of pods.
+    pub pods: PodSource,
+    /// The node whose pods are watched; `None`: `$NODE_NAME`.
+    pub node_name: Option<String>,
+    /// A kubeconfig file; `None`: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the kubelet keeps a directory for each pod.
+    pub log_directory: PathBuf,
+    /// How long counts wait for the identity of their pod before they are shown as `_unknown`.
+    pub identity_timeout: Duration,
+    /// The first request waits for a random part of this, so that the agents of a cluster do not all ask at once.
+    pub start_jitter: Duration,
+    /// Longest wait for an answer of the API, or for the next piece of a list.
+    pub request_timeout: Duration,
+    /// How long the server is asked to keep a watch open. One that says nothing for half as long is given up.
+    pub watch_timeout: Duration,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            pods: PodSource::Auto,
+            node_name: None,
+            kubeconfig: None,
+            log_directory: PathBuf::from("/var/log/pods"),
+            identity_timeout: Duration::from_mins(5),
+            start_jitter: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(30),
+            watch_timeout: Duration::from_secs(290),
+        }
+    }
+}
+
 /// Names that the configuration may refer to, from the probe list.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
@@ -244,6 +295,7 @@ impl Default for Config {
             detail: DetailLevels { default: Detail::Tenant, families: BTreeMap::new() },
             limits: Limits { series_per_tenant: 5000, tenants: 1000, retention: Duration::from_mins(10) },
             tenants: RuleSet::default(),
+            kubernetes: Kubernetes::default(),
         }
     }
 }
@@ -290,6 +342,7 @@ impl Config {
             ("web", self.web != new.web),
             ("log", self.log != new.log),
             ("kernel", self.kernel != new.kernel),
+            ("kubernetes", self.kubernetes != new.kubernetes),
         ];
         sections.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }

@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_saphyr::{DuplicateKeyPolicy, Error as YamlError, Location, MergeKeyPolicy, Spanned};
 
 use super::values::{
-    did_you_mean, duration_in, listen_address, one_of, percent_in, shown, size_in, telemetry_path, whole_in,
+    absolute_path, did_you_mean, duration_in, listen_address, node_name, one_of, percent_in, shown, size_in,
+    telemetry_path, whole_in,
 };
-use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, ReadMode};
+use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, PodSource, ReadMode};
 use crate::family::Detail;
 use crate::identity::UNKNOWN;
 use crate::identity::rules::{
@@ -42,6 +43,7 @@ section!(RawConfig {
     detail: RawDetail,
     limits: RawLimits,
     tenants: RawTenants,
+    kubernetes: RawKubernetes,
 });
 section!(RawWeb { listen_address: Scalar, telemetry_path: Scalar, max_connections: Scalar });
 section!(RawLog { level: Scalar, format: Scalar });
@@ -68,6 +70,16 @@ section!(RawPressure { cpu: Scalar, memory: Scalar });
 section!(RawDetail { default: Scalar, families: BTreeMap<String, Scalar>, });
 section!(RawLimits { series_per_tenant: Scalar, tenants: Scalar, retention: Scalar });
 section!(RawTenants { rules: Vec<Spanned<RawRule>>, fallback: Vec<Spanned<RawRule>>, default: Scalar, });
+section!(RawKubernetes {
+    pods: Scalar,
+    node_name: Scalar,
+    kubeconfig: Scalar,
+    log_directory: Scalar,
+    identity_timeout: Scalar,
+    start_jitter: Scalar,
+    request_timeout: Scalar,
+    watch_timeout: Scalar,
+});
 section!(RawRule {
     #[serde(rename = "match")]
     matches: RawMatch,
@@ -102,6 +114,12 @@ const LEVELS: &[(&str, LogLevel)] = &[
     ("trace", LogLevel::Trace),
 ];
 const FORMATS: &[(&str, LogFormat)] = &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)];
+const POD_SOURCES: &[(&str, PodSource)] = &[
+    ("auto", PodSource::Auto),
+    ("off", PodSource::Off),
+    ("api", PodSource::Api),
+    ("directories", PodSource::Directories),
+];
 const DETAILS: &[(&str, Detail)] = &[
     ("tenant", Detail::Tenant),
     ("namespace", Detail::Namespace),
@@ -125,6 +143,7 @@ pub(super) fn parse(text: &str, known: &Known<'_>) -> Result<Config, Problem> {
     detail(&mut config, raw.detail.unwrap_or_default(), known)?;
     limits(&mut config, raw.limits.unwrap_or_default())?;
     tenants(&mut config, raw.tenants.unwrap_or_default())?;
+    kubernetes(&mut config, raw.kubernetes.unwrap_or_default())?;
     Ok(config)
 }
 
@@ -291,6 +310,32 @@ fn limits(config: &mut Config, raw: RawLimits) -> Result<(), Problem> {
     set(&mut limits.tenants, raw.tenants, "limits.tenants", whole_in(1..=100_000))?;
     let week = Duration::from_hours(7 * 24);
     set(&mut limits.retention, raw.retention, "limits.retention", duration_in(Duration::ZERO..=week))?;
+    Ok(())
+}
+
+fn kubernetes(config: &mut Config, raw: RawKubernetes) -> Result<(), Problem> {
+    let kubernetes = &mut config.kubernetes;
+    set(&mut kubernetes.pods, raw.pods, "kubernetes.pods", one_of(POD_SOURCES))?;
+    let name = |text: &str| node_name(text).map(Some);
+    set(&mut kubernetes.node_name, raw.node_name, "kubernetes.node_name", name)?;
+    let file = |text: &str| absolute_path(text).map(Some);
+    set(&mut kubernetes.kubeconfig, raw.kubeconfig, "kubernetes.kubeconfig", file)?;
+    set(&mut kubernetes.log_directory, raw.log_directory, "kubernetes.log_directory", absolute_path)?;
+    let (second, day) = (Duration::from_secs(1), Duration::from_hours(24));
+    let identity_timeout = duration_in(second..=day);
+    set(
+        &mut kubernetes.identity_timeout,
+        raw.identity_timeout,
+        "kubernetes.identity_timeout",
+        identity_timeout,
+    )?;
+    let jitter = duration_in(Duration::ZERO..=Duration::from_mins(5));
+    set(&mut kubernetes.start_jitter, raw.start_jitter, "kubernetes.start_jitter", jitter)?;
+    let request = duration_in(Duration::from_millis(100)..=Duration::from_mins(5));
+    set(&mut kubernetes.request_timeout, raw.request_timeout, "kubernetes.request_timeout", request)?;
+    // The API takes whole seconds, and the client no more than 294.
+    let watch = duration_in(second..=Duration::from_secs(290));
+    set(&mut kubernetes.watch_timeout, raw.watch_timeout, "kubernetes.watch_timeout", watch)?;
     Ok(())
 }
 

@@ -43,6 +43,14 @@ const KEYS: &[&str] = &[
     "tenants.rules",
     "tenants.fallback",
     "tenants.default",
+    "kubernetes.pods",
+    "kubernetes.node_name",
+    "kubernetes.kubeconfig",
+    "kubernetes.log_directory",
+    "kubernetes.identity_timeout",
+    "kubernetes.start_jitter",
+    "kubernetes.request_timeout",
+    "kubernetes.watch_timeout",
 ];
 
 fn parse(yaml: &str) -> Result<Config, String> {
@@ -137,6 +145,15 @@ tenants:
       allow: [{tenants: ['*'], namespaces: [n-1, n-2]}]
   fallback: []
   default: _unknown
+kubernetes:
+  pods: directories
+  node_name: node-1.example
+  kubeconfig: /k
+  log_directory: /l
+  identity_timeout: 1s
+  start_jitter: 0s
+  request_timeout: 100ms
+  watch_timeout: 1s
 ",
     );
     assert_eq!(config.web.listen_address, "[::]:9".parse().expect("address"));
@@ -208,8 +225,25 @@ tenants:
             default: None,
         }
     );
-    assert_eq!(Config::default().restart_needed(&config), ["web", "log", "kernel"]);
+    kubernetes_arrives(&config);
+    assert_eq!(Config::default().restart_needed(&config), ["web", "log", "kernel", "kubernetes"]);
     assert!(config.restart_needed(&config).is_empty());
+}
+
+fn kubernetes_arrives(config: &Config) {
+    assert_eq!(
+        config.kubernetes,
+        Kubernetes {
+            pods: PodSource::Directories,
+            node_name: Some("node-1.example".into()),
+            kubeconfig: Some("/k".into()),
+            log_directory: "/l".into(),
+            identity_timeout: Duration::from_secs(1),
+            start_jitter: Duration::ZERO,
+            request_timeout: Duration::from_millis(100),
+            watch_timeout: Duration::from_secs(1),
+        }
+    );
 }
 
 /// Each text is refused with one line that begins so, after the file's name.
@@ -228,7 +262,7 @@ fn mistakes_in_values() {
         ("web:\n  lisen_address: x", "2:3: unknown key `lisen_address`, did you mean `listen_address`?"),
         (
             "colour: red",
-            "1:1: unknown key `colour`, use one of web, log, kernel, drain, detail, limits, tenants",
+            "1:1: unknown key `colour`, use one of web, log, kernel, drain, detail, limits, tenants, kubernetes",
         ),
         ("web:\n  listen_address: here", "2:19: web.listen_address: `here` is no address: write IP:PORT"),
         ("web: {telemetry_path: metrics}", "1:23: web.telemetry_path: `metrics` is no usable path"),
@@ -359,6 +393,21 @@ fn mistakes_in_form_and_rules() {
             "1:20: tenants.default: `{container}` is chosen by who creates a pod",
         ),
         ("tenants: {rules: [{match: {pod_labels: x}, tenant: b}]}", "1:40: expected `key: value` lines here"),
+        (
+            "kubernetes: {pods: on}",
+            "1:20: kubernetes.pods: `on` is none of auto, off, api, directories",
+        ),
+        (
+            "kubernetes: {node_name: 'a,metadata.name=b'}",
+            "1:25: kubernetes.node_name: `a,metadata.name=b` is no node's name",
+        ),
+        ("kubernetes: {kubeconfig: here}", "1:26: kubernetes.kubeconfig: `here` is no absolute path"),
+        ("kubernetes: {log_directory: ''}", "1:29: kubernetes.log_directory: `` is no absolute path"),
+        (
+            "kubernetes: {identity_timeout: 0s}",
+            "1:32: kubernetes.identity_timeout: `0s` is out of range: use 1s to 1d",
+        ),
+        ("kubernetes: {watch_timeout: 5m}", "1:29: kubernetes.watch_timeout: `5m` is out of range: use 1s to 4m50s"),
         ("web: 3", "1:6: expected `key: value` lines here"),
         ("- a", "1:1: expected `key: value` lines here"),
         ("web: {telemetry_path: [a]}", "1:23: expected a single value here"),

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A piece of outside text for an error line: escaped and cut.
@@ -167,6 +168,29 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
             shown(text)
         )
     })
+}
+
+/// The name of a Kubernetes node. It becomes part of a field selector, where a comma would begin another condition.
+///
+/// # Errors
+/// A line that says how to write it.
+pub fn node_name(text: &str) -> Result<String, String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    if text.is_empty() || text.len() > 253 || !text.bytes().all(good) {
+        return Err(format!(
+            "`{}` is no node's name: write it as `kubectl get nodes` shows it, in a-z, 0-9, `-` and `.`",
+            shown(text)
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// A path that does not depend on where the agent was started.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    if !text.starts_with('/') || text.len() > 4096 || text.contains('\0') {
+        return Err(format!("`{}` is no absolute path: begin with `/`", shown(text)));
+    }
+    Ok(PathBuf::from(text))
 }
 
 /// The path of an HTTP endpoint of ours.

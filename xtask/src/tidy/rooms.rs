@@ -32,6 +32,7 @@ const ROOMS: &[Room] = &[
     room("lifecycle", &[]),
     room("names", &[]),
     room("config", &["adapt", "family", "identity"]),
+    room("kubernetes", &["config", "identity"]),
     kernel_room("probes", &["btf", "config", "family"]),
     kernel_room("drain", &["config", "probes"]),
     // Its families and handles: attribution writes into it, so it knows no attribution.

@@ -53,7 +53,7 @@ pub enum Problem {
     #[error("`[...]` needs one or more ASCII characters: list them, as in `[abc]` or `[a-z]`")]
     BadSet,
     /// A range that runs backwards.
-    #[error("the range `{0}-{1}` runs backwards: swap its ends")]
+    #[error("the range `{}-{}` runs backwards: swap its ends", .0.escape_debug(), .1.escape_debug())]
     BadRange(char, char),
     /// The compiled form is too large.
     #[error("is too complex: use fewer wildcards")]
@@ -78,7 +78,7 @@ pub enum Problem {
         fields: String,
     },
     /// A character no tenant may have.
-    #[error("`{0}` cannot be part of a tenant: use A-Z, a-z, 0-9, `.`, `_`, `-` and `{{field}}`")]
+    #[error("`{}` cannot be part of a tenant: use A-Z, a-z, 0-9, `.`, `_`, `-` and `{{field}}`", .0.escape_debug())]
     BadCharacter(char),
     /// A template that begins with `_`, `.` or `-`.
     #[error("a tenant begins with a letter or digit{hint}", hint = if *.0 == '_' { ", names with `_` first are reserved: for the host's own write `reserve: host`" } else { "" })]
