@@ -25,8 +25,10 @@ use crate::config::{Log, LogFormat};
 pub fn init(log: Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     // What the Kubernetes client fails at is told, once and in our words, by the room that uses it.
     // The kernel side's records come through the `log` crate under the target `aya_log`-given program names.
-    let filter =
-        EnvFilter::new(format!("warn,kube_client=off,kernmeter={level},agent_ebpf={level}", level = log.level.as_str()));
+    let filter = EnvFilter::new(format!(
+        "warn,kube_client=off,kernmeter={level},agent_ebpf={level}",
+        level = log.level.as_str()
+    ));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match log.format {

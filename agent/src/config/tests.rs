@@ -393,10 +393,7 @@ fn mistakes_in_form_and_rules() {
             "1:20: tenants.default: `{container}` is chosen by who creates a pod",
         ),
         ("tenants: {rules: [{match: {pod_labels: x}, tenant: b}]}", "1:40: expected `key: value` lines here"),
-        (
-            "kubernetes: {pods: on}",
-            "1:20: kubernetes.pods: `on` is none of auto, off, api, directories",
-        ),
+        ("kubernetes: {pods: on}", "1:20: kubernetes.pods: `on` is none of auto, off, api, directories"),
         (
             "kubernetes: {node_name: 'a,metadata.name=b'}",
             "1:25: kubernetes.node_name: `a,metadata.name=b` is no node's name",
@@ -407,7 +404,10 @@ fn mistakes_in_form_and_rules() {
             "kubernetes: {identity_timeout: 0s}",
             "1:32: kubernetes.identity_timeout: `0s` is out of range: use 1s to 1d",
         ),
-        ("kubernetes: {watch_timeout: 5m}", "1:29: kubernetes.watch_timeout: `5m` is out of range: use 1s to 4m50s"),
+        (
+            "kubernetes: {watch_timeout: 5m}",
+            "1:29: kubernetes.watch_timeout: `5m` is out of range: use 1s to 4m50s",
+        ),
         ("web: 3", "1:6: expected `key: value` lines here"),
         ("- a", "1:1: expected `key: value` lines here"),
         ("web: {telemetry_path: [a]}", "1:23: expected a single value here"),

@@ -136,9 +136,20 @@ mod tests {
         let hash = "0123456789abcdef0123456789abcdef";
         let fixed = pod(&format!("kube-system_etcd-node_{hash}")).expect("a static pod");
         assert_eq!(fixed.config_hash.as_deref(), Some(hash));
-        for hostile in
-            ["", "a", "a_b", "a_b_c_d", "_b_c", "a__c", "a_b_", "A_b_c", "a_b\n_c", "a_b\"_c", "a_é_c", ".._.._.. "]
-        {
+        for hostile in [
+            "",
+            "a",
+            "a_b",
+            "a_b_c_d",
+            "_b_c",
+            "a__c",
+            "a_b_",
+            "A_b_c",
+            "a_b\n_c",
+            "a_b\"_c",
+            "a_é_c",
+            ".._.._.. ",
+        ] {
             assert_eq!(pod(hostile), None, "{hostile:?}");
         }
         assert_eq!(pod(&format!("a_{}_c", "b".repeat(254))), None);

@@ -142,8 +142,16 @@ impl Counters {
         };
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
-            restarts: Restart::ALL.iter().zip(&self.restarts).map(|((_, label), n)| (*label, count(n))).collect(),
-            dropped: Dropped::ALL.iter().zip(&self.dropped).map(|((_, label), n)| (*label, count(n))).collect(),
+            restarts: Restart::ALL
+                .iter()
+                .zip(&self.restarts)
+                .map(|((_, label), n)| (*label, count(n)))
+                .collect(),
+            dropped: Dropped::ALL
+                .iter()
+                .zip(&self.dropped)
+                .map(|((_, label), n)| (*label, count(n)))
+                .collect(),
             syncs,
             lists: count(&self.lists),
             last_event_age: heard.map(|heard| heard.elapsed()),

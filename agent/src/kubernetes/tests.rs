@@ -28,7 +28,10 @@ fn the_source_follows_configuration_and_surroundings() {
         assert_eq!(resolve(PodSource::Auto, None, &inside), api("n1"));
         assert_eq!(resolve(PodSource::Api, Some("n2"), &inside), api("n2"));
         let error = resolve(PodSource::Api, None, &nowhere).expect_err("no node");
-        assert!(error.contains("set `kubernetes.node_name`, or the environment variable NODE_NAME"), "{error}");
+        assert!(
+            error.contains("set `kubernetes.node_name`, or the environment variable NODE_NAME"),
+            "{error}"
+        );
         let hostile = Environment { node_name: Some("n,x=y".into()), service_account: true };
         let error = resolve(PodSource::Api, None, &hostile).expect_err("no name");
         assert!(error.starts_with("NODE_NAME: `n,x=y` is no node's name"), "{error}");
@@ -90,7 +93,8 @@ fn directories_are_told_when_they_change_and_the_handle_ends_soon() {
                 assert!(pods.recv(&mut events, 10).await);
             }
         };
-        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), wait).await.expect("a list") });
+        runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(10), wait).await.expect("a list") });
         assert_eq!(events.first(), Some(&Event::ListBegins));
         for event in events {
             if let Event::Listed(pod) = event {

@@ -117,7 +117,8 @@ async fn gone(wanted: &mut watch::Receiver<Wanted>) {
 /// `, line 3 column 5` of a parser's text, and nothing else of it.
 fn place(text: &str) -> String {
     let Some(at) = text.find("line ") else { return String::new() };
-    let place: String = text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == ' ').take(40).collect();
+    let place: String =
+        text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == ' ').take(40).collect();
     format!(", {}", place.trim_end())
 }
 

@@ -147,7 +147,9 @@ impl Session {
                 // Credentials change on disk. Those that cannot be read now are kept as they were.
                 match self.access.client().await {
                     Ok(client) => self.client = client,
-                    Err(error) => tracing::warn!(%error, "credentials cannot be read again: keeping those that were"),
+                    Err(error) => {
+                        tracing::warn!(%error, "credentials cannot be read again: keeping those that were");
+                    }
                 }
             }
         }
@@ -166,7 +168,9 @@ impl Session {
         // A list failed. The cache may not have the version asked for, or too much at once.
         match reason {
             Restart::TooLarge if self.by_pages => self.page = (self.page / 2).max(1),
-            Restart::TooLarge | Restart::Gone | Restart::Refused | Restart::ServerError => self.by_pages = true,
+            Restart::TooLarge | Restart::Gone | Restart::Refused | Restart::ServerError => {
+                self.by_pages = true;
+            }
             _ => {}
         }
         if reason == Restart::Gone {
@@ -218,8 +222,9 @@ impl Session {
         let mut first = true;
         loop {
             let body = self.list_page(next_page.take()).await?;
-            let mut page: List = serde_json::from_slice(&body)
-                .map_err(|error| Failure::new(Restart::Malformed, format!("no list: {}", bounded(&error.to_string()))))?;
+            let mut page: List = serde_json::from_slice(&body).map_err(|error| {
+                Failure::new(Restart::Malformed, format!("no list: {}", bounded(&error.to_string())))
+            })?;
             self.queue.counters.heard();
             // The list begins when the server has answered: until then what is known stays.
             if std::mem::take(&mut first) && matches!(self.kind, Kind::Pods { .. }) {
@@ -360,7 +365,11 @@ impl Session {
                 let status: Status = serde_json::from_str(object.get()).unwrap_or_default();
                 let failure = Failure::of_status(&status);
                 // What was sent before may not have been all there was.
-                return Err(if failure.reason == Restart::Gone { End::Lost(failure) } else { failure.into() });
+                return Err(if failure.reason == Restart::Gone {
+                    End::Lost(failure)
+                } else {
+                    failure.into()
+                });
             }
             ("ADDED" | "MODIFIED", Kind::Pods { .. }) => {
                 [object::pod(object, &self.keys).map(Event::Applied), None]

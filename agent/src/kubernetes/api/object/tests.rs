@@ -56,15 +56,14 @@ fn a_pod_with_every_kind_of_container() {
     assert_eq!(pair(&pod.labels), [("app".to_owned(), "cart".to_owned())]);
     assert_eq!(pair(&pod.annotations), [("team".to_owned(), "blue".to_owned())]);
     let containers: Vec<(&str, &str)> = pod.containers.iter().map(|c| (&c.id[..1], &*c.name)).collect();
-    assert_eq!(
-        containers,
-        [("1", "init"), ("3", "main"), ("2", "main"), ("4", "bare"), ("5", "debug")]
-    );
+    assert_eq!(containers, [("1", "init"), ("3", "main"), ("2", "main"), ("4", "bare"), ("5", "debug")]);
 }
 
 #[test]
 fn ids_of_containers() {
-    for bad in ["", "containerd://", "containerd://abc", &id('g'), &id('A'), &format!("{}0", id('1')), "a://b://c"] {
+    for bad in
+        ["", "containerd://", "containerd://abc", &id('g'), &id('A'), &format!("{}0", id('1')), "a://b://c"]
+    {
         assert_eq!(container_id(bad), None, "{bad:?}");
     }
     assert_eq!(container_id(&format!("anything://{}", id('b'))), Some(&*id('b')));
@@ -114,9 +113,8 @@ fn huge_values_count_as_absent_and_many_containers_are_bounded() {
         "labels": {"app": "x".repeat(1 << 20), "other": "y".repeat(1 << 20)},
         "annotations": {"team": "t".repeat(VALUE_BYTES)},
     });
-    let statuses: Vec<serde_json::Value> = (0..1000)
-        .map(|n| json!({"name": format!("c{n}"), "containerID": format!("x://{n:064x}")}))
-        .collect();
+    let statuses: Vec<serde_json::Value> =
+        (0..1000).map(|n| json!({"name": format!("c{n}"), "containerID": format!("x://{n:064x}")})).collect();
     let object = json!({"metadata": metadata, "status": {"containerStatuses": statuses}});
     let pod = pod(&raw(&object), &keys()).expect("a pod");
     assert!(pod.labels.is_empty());
@@ -127,7 +125,10 @@ fn huge_values_count_as_absent_and_many_containers_are_bounded() {
 #[test]
 fn a_namespace_whole_or_cut_down() {
     let metadata = json!({"name": "shop", "labels": {"owner": "acme", "x": "y"}, "annotations": null});
-    for object in [json!({"metadata": metadata}), json!({"metadata": metadata, "spec": {"finalizers": []}, "status": {}})] {
+    for object in [
+        json!({"metadata": metadata}),
+        json!({"metadata": metadata, "spec": {"finalizers": []}, "status": {}}),
+    ] {
         let namespace = namespace(&raw(&object), &keys()).expect("a namespace");
         assert_eq!((&*namespace.name, namespace.labels.len(), namespace.annotations.len()), ("shop", 1, 0));
     }
@@ -135,7 +136,8 @@ fn a_namespace_whole_or_cut_down() {
 
 #[test]
 fn versions_are_opaque_and_bounded() {
-    let of = |version: serde_json::Value| super::version(&raw(&json!({"metadata": {"resourceVersion": version}})));
+    let of =
+        |version: serde_json::Value| super::version(&raw(&json!({"metadata": {"resourceVersion": version}})));
     assert_eq!(of(json!("not a number")).as_deref(), Some("not a number"));
     assert_eq!(of(json!("")), None);
     assert_eq!(of(json!(5)), None);
