@@ -31,11 +31,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let metrics = metrics_path();
     report(&metrics, &says(&binary, &["metrics"])?)?;
-    if let Some(folder) = &arguments.man {
-        report(&folder.join("kernmeter.1"), &says(&binary, &["man"])?)?;
-        for (shell, file) in SHELLS {
-            report(&folder.join(file), &says(&binary, &["completions", shell])?)?;
-        }
+    if let Some(folder) = &arguments.man { man(&binary, folder) } else { Ok(()) }
+}
+
+/// Writes the man page and the shells' completions into a folder.
+pub fn man(binary: &Path, folder: &Path) -> Result<()> {
+    report(&folder.join("kernmeter.1"), &says(binary, &["man"])?)?;
+    for (shell, file) in SHELLS {
+        report(&folder.join(file), &says(binary, &["completions", shell])?)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod agent;
 mod bench;
 mod build_ebpf;
 mod check;
+mod deb;
 mod debian;
 mod docs;
 mod image;
@@ -39,6 +40,8 @@ enum Task {
     Build(agent::BuildArguments),
     /// Build the container image: the one static binary, packed without a registry
     Image(image::Arguments),
+    /// Build the Debian package
+    Deb(deb::Arguments),
     /// Build everything and start the agent (as root)
     Run(agent::RunArguments),
     /// Run all tests, on this kernel (as root)
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => build_ebpf::run().map(|_| ExitCode::SUCCESS),
         Task::Build(arguments) => agent::build(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Image(arguments) => image::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Deb(arguments) => deb::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Run(arguments) => agent::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -5,14 +5,15 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::debian;
 use crate::workspace;
 
 /// Debian packages and what the tests do with them.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("gcc", "links the workload"),
     ("bpftool", "an independent look at programs and maps"),
     ("prometheus", "scrapes the agent; brings promtool"),
@@ -20,7 +21,14 @@ const PACKAGES: [(&str, &str); 7] = [
     ("strace", "lists the system calls the unit and the image must allow"),
     ("runc", "runs containers as a kubelet would"),
     ("busybox-static", "is what runs in them besides the workload"),
+    ("python3-venv", "holds kubernetes-validate"),
 ];
+/// Compares manifests with the schemas of Kubernetes, which it brings: a package of Python.
+const VALIDATOR: &str = "kubernetes-validate";
+/// The release that is used. It knows the schemas up to that of Kubernetes.
+const VALIDATOR_RELEASE: &str = "1.37.0";
+/// How long pip may take.
+const PIP_LIMIT: Duration = Duration::from_mins(2);
 /// Services those packages start.
 const SERVICES: [(&str, &str); 1] = [("prometheus.service", "/usr/bin/prometheus")];
 /// File systems the tests look into: type, where, why. The agent itself needs neither.
@@ -45,10 +53,37 @@ pub fn run() -> Result<()> {
         }
         Err(error) => println!("setup: for the tests: {error:#}; tests that need it are skipped"),
     }
+    match validator() {
+        Ok(state) => println!("setup: {VALIDATOR} {VALIDATOR_RELEASE} ({state}): the schemas of Kubernetes"),
+        Err(error) => println!("setup: {VALIDATOR}: {error:#}; tests that need it are skipped"),
+    }
     for (kind, place, purpose) in MOUNTS {
         println!("setup: {kind} on {place}: {}: {purpose}", mount(kind, place)?);
     }
     Ok(())
+}
+
+/// Puts the validator into a virtual environment of its own in `.tools`. From where, pip's configuration says.
+fn validator() -> Result<&'static str> {
+    let folder = workspace::tools().join(VALIDATOR);
+    let python = folder.join("bin/python3");
+    let installed = || {
+        let query = format!("from importlib.metadata import version; print(version('{VALIDATOR}'))");
+        // The program itself breaks when the workspace is moved, since its first line names its folder.
+        let runs =
+            workspace::output(Command::new(folder.join("bin").join(VALIDATOR)).arg("--version")).is_ok();
+        let version = workspace::output(Command::new(&python).args(["-c", &query]));
+        runs && version.is_ok_and(|version| version.trim() == VALIDATOR_RELEASE)
+    };
+    if installed() {
+        return Ok("found");
+    }
+    workspace::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    let release = format!("{VALIDATOR}=={VALIDATOR_RELEASE}");
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--retries", "1", &release]);
+    workspace::run_within(&mut pip, PIP_LIMIT)?;
+    if installed() { Ok("installed") } else { bail!("it was installed, but does not start") }
 }
 
 fn mount(kind: &str, place: &str) -> Result<String> {

@@ -4,6 +4,7 @@
 mod confined;
 mod container;
 mod kubernetes;
+mod package;
 mod prometheus;
 mod systemd;
 mod tool;
@@ -16,10 +17,15 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each agent meters the whole host: one at a time unless somebody insists.
     arguments.test_threads.get_or_insert(1);
-    let trials: Vec<Trial> =
-        [systemd::trials(), prometheus::trials(), kubernetes::trials(), container::trials()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let trials: Vec<Trial> = [
+        systemd::trials(),
+        prometheus::trials(),
+        kubernetes::trials(),
+        container::trials(),
+        package::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
