@@ -13,7 +13,7 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::{
     config::{Config, Log, LogFormat, LogLevel, values},
     docs, doctor,
-    engine::Engine,
+    engine::{Engine, PodKnowledge},
     log,
     run::{self, REVISION, VERSION},
     table::{Look, Sort, Table},
@@ -304,7 +304,7 @@ fn snapshot(
     out: &mut impl io::Write,
 ) -> Result<ExitCode, Failure> {
     let failed = |error: &dyn std::error::Error| Failure::Runtime(error.to_string());
-    let mut engine = Engine::start(config).map_err(|error| failed(&error))?;
+    let mut engine = Engine::start(config, PodKnowledge::None).map_err(|error| failed(&error))?;
     let begun = std::time::Instant::now();
     let before = Look::take(engine.registry());
     // Long looks drain as the agent would, so that nothing wraps and slots do not run out.

@@ -1,14 +1,16 @@
 //! Wires kernel, drain, identity, attribution and registry: configuration in, snapshots and balances out. Serves nothing.
 
+mod identifier;
+
 use std::{collections::HashSet, time::Duration};
 
 use crate::{
-    attribute::{Attribution, Balance, Certainty, Identify, Identity, Patience},
+    attribute::{Attribution, Balance, Patience},
     btf::{Btf, BtfError},
     config::{AttachMode, Auto, Config},
     drain::{Batch, Drain, DrainError, SlotCounts},
     identity::{
-        CgroupFacts, Rules, Users, describe,
+        pods::{Event, PodCache, Wanted},
         rules::RuleError,
         tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk},
     },
@@ -21,6 +23,8 @@ use crate::{
     },
     registry::{Limits, Registry, Snapshot},
 };
+
+pub use identifier::{Identifier, PodKnowledge, Reloaded};
 
 /// The running kernel's type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -78,41 +82,6 @@ pub enum StartError {
     Blind(String),
 }
 
-/// Rules and user names, as of the last load.
-pub struct Identifier {
-    rules: Rules,
-    users: Users,
-    /// Counts the reloads.
-    generation: u64,
-}
-
-impl Identifier {
-    /// Compiles the rules of a configuration and reads the user names.
-    ///
-    /// # Errors
-    /// A rule that makes no sense; a checked configuration has none.
-    pub fn new(config: &Config) -> Result<Identifier, RuleError> {
-        let users = Users::parse(&std::fs::read("/etc/passwd").unwrap_or_default());
-        Ok(Identifier { rules: Rules::compile(&config.tenants)?, users, generation: 0 })
-    }
-}
-
-impl Identify for Identifier {
-    fn identify(&self, path: &[u8]) -> Identity {
-        let facts = CgroupFacts::recognise(path);
-        let verdict = self.rules.evaluate(&facts, &self.users, None);
-        Identity {
-            workload: describe(&facts, &verdict, None),
-            certainty: Certainty::Settled,
-            refusals: verdict.refusals.iter().map(|refusal| refusal.reason.as_str()).collect(),
-        }
-    }
-
-    fn generation(&self) -> u64 {
-        self.generation
-    }
-}
-
 /// What a pass tells besides counts.
 #[derive(Debug)]
 pub struct Report {
@@ -148,8 +117,8 @@ impl Engine {
     ///
     /// # Errors
     /// Nothing can be metered, or a required probe cannot attach. Nothing stays behind in the kernel.
-    pub fn start(config: &Config) -> Result<Engine, StartError> {
-        let identifier = Identifier::new(config)?;
+    pub fn start(config: &Config, knowledge: PodKnowledge) -> Result<Engine, StartError> {
+        let identifier = Identifier::new(Reloaded::read(config)?, knowledge);
         let hierarchy = Hierarchy::find()?;
         let btf = Btf::parse(std::fs::read(BTF_PATH).map_err(StartError::NoBtf)?)?;
         if !offsets::has_task_storage(&btf) {
@@ -184,7 +153,7 @@ impl Engine {
         let mut registry = Registry::new(probes::families(), |family| config.detail.of(family.name), limits);
         let patience = Patience {
             path_ns: PATH_PATIENCE.as_nanos() as u64,
-            pod_ns: Duration::from_mins(5).as_nanos() as u64,
+            pod_ns: config.kubernetes.identity_timeout.as_nanos() as u64,
             container_ns: CONTAINER_PATIENCE.as_nanos() as u64,
             orphans: MOST_ORPHANS,
         };
@@ -236,6 +205,7 @@ impl Engine {
         self.look_up_names(begun);
         self.attribution.resolve(begun, &mut self.registry, &self.identifier);
         self.registry.expire(begun);
+        self.identifier.expire(begun);
         if begun.saturating_sub(self.reconciled_ns) >= RECONCILE.as_nanos() as u64 {
             self.reconciled_ns = begun;
             self.reconcile()?;
@@ -281,12 +251,29 @@ impl Engine {
     /// # Errors
     /// A rule that makes no sense, or the kernel refused access to a map. The old rules stay.
     pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
-        let mut identifier = Identifier::new(config)?;
-        identifier.generation = self.identifier.generation + 1;
+        let reloaded = Reloaded::read(config)?;
         self.pass()?;
-        self.identifier = identifier;
+        self.identifier.reload(reloaded);
         self.attribution.resolve(monotonic_ns(), &mut self.registry, &self.identifier);
         Ok(())
+    }
+
+    /// Takes in what was told of pods; what it means for counts shows at the next pass.
+    pub fn learn_pods(&mut self, events: impl IntoIterator<Item = Event>) {
+        let now_ns = monotonic_ns();
+        for event in events {
+            self.identifier.learn(event, now_ns);
+        }
+    }
+
+    /// What is known of pods.
+    pub fn pods(&self) -> &PodCache {
+        self.identifier.pods()
+    }
+
+    /// What the rules want to know of pods.
+    pub fn wanted(&self) -> Wanted {
+        self.identifier.wanted()
     }
 
     /// An immutable copy of every series.

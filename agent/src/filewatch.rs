@@ -1,6 +1,6 @@
 //! In: paths of files; out: whether what they lead to is another than before. Opens and reads none of them.
 //!
-//! Symbolic links are followed, so the swap by which a mounted ConfigMap or Secret changes is seen. Asking costs one
+//! Symbolic links are followed, so the swap by which a mounted `ConfigMap` or `Secret` changes is seen. Asking costs one
 //! `stat` per file; nothing is kept open, and no event can be missed.
 
 use std::{

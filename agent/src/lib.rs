@@ -21,6 +21,7 @@ pub mod kubernetes;
 pub mod lifecycle;
 pub mod log;
 pub mod names;
+pub mod privileges;
 pub mod probes;
 pub mod registry;
 pub mod run;

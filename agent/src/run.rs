@@ -8,16 +8,20 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::{
     adapt::{Controller, Decision, Load, State},
     config::{Config, ConfigError},
-    engine::{Engine, Report, StartError, probe_failure},
+    engine::{Engine, PodKnowledge, Report, StartError, probe_failure},
     filewatch::FileWatch,
+    identity::pods::Event,
     known,
+    kubernetes::{Environment, KubernetesError, Pods, Settings, Source},
     lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns},
+    privileges,
     probes::{
         self,
         load::{KernelLog, possible_cpus},
     },
     selfmetrics::{
-        HostReadings, IntervalState, MapUsage, ProbeState, SelfMetrics, process::read_process_stats,
+        HostReadings, IntervalState, MapUsage, PodSource, ProbeState, SelfMetrics,
+        process::read_process_stats,
     },
     serve::{AppState, Limits, ServeError, Server},
     table,
@@ -32,6 +36,8 @@ pub const REVISION: &str = env!("KERNMETER_REVISION");
 const LOAD_TICK: Duration = Duration::from_secs(1);
 /// How often the agent looks whether slots run out.
 const PRESSURE_TICK: Duration = Duration::from_millis(250);
+/// Events about pods taken in before anything else gets its turn: some 100 microseconds.
+const EVENTS_AT_ONCE: usize = 64;
 /// How long `--show` watches before it prints its table.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
 /// A snapshot older than this many of the longest interval is a failure of the drain.
@@ -43,6 +49,9 @@ pub enum RunError {
     /// The kernel side could not start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Pods cannot be watched.
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     /// The server could not start.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -64,7 +73,22 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
     let server = Server::bind(&address)?
         .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
-    let engine = Rc::new(RefCell::new(Engine::start(&config)?));
+    let pod_settings = Settings::resolve(&config.kubernetes, &Environment::current())?;
+    let knowledge = match pod_settings.as_ref().map(|settings| &settings.source) {
+        None => PodKnowledge::None,
+        Some(Source::Directories { .. }) => PodKnowledge::Names,
+        Some(Source::Api { .. }) => PodKnowledge::Everything,
+    };
+    let engine = Rc::new(RefCell::new(Engine::start(&config, knowledge)?));
+    // Everything is attached, and no other thread runs yet.
+    match privileges::drop_unneeded() {
+        Ok((kept, dropped)) => tracing::debug!(kept = kept.join(","), dropped, "capabilities reduced"),
+        Err(error) => tracing::warn!(%error),
+    }
+    let pods = match &pod_settings {
+        Some(settings) => Some(Pods::start(settings, engine.borrow().wanted())?),
+        None => None,
+    };
     let own = SelfMetrics::new(VERSION, REVISION);
     let max_age = config.drain.stressed.max(config.drain.normal) * STALE_INTERVALS;
     let state = Arc::new(AppState::new(
@@ -81,6 +105,7 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
         controller: Controller::new(config.drain.clone()),
         load: Load::new(),
         cpus: possible_cpus(),
+        pods,
         loaded,
         config_file: FileWatch::new(file.clone()),
         file,
@@ -149,6 +174,8 @@ struct Metering {
     controller: Controller,
     load: Load,
     cpus: u32,
+    /// The source of pods, while there is one.
+    pods: Option<Pods>,
     /// The file as it was at the start, without what the command line overrides.
     loaded: Config,
     file: Option<PathBuf>,
@@ -167,8 +194,16 @@ impl Metering {
         let mut drained = Instant::now();
         let mut decision = self.controller.current();
         self.tell_interval(&decision);
+        let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
         loop {
             tokio::select! {
+                more = next_pods(&mut self.pods, &mut events) => {
+                    if !more {
+                        tracing::error!("the source of pods has ended; later pods are billed to `_unknown` until a restart");
+                        self.pods = None;
+                    }
+                    self.engine.borrow_mut().learn_pods(events.drain(..));
+                }
                 request = signals.next() => match request {
                     Request::Stop => return,
                     Request::Reload => self.reload(),
@@ -271,6 +306,19 @@ impl Metering {
         self.own.set_unresolved_events(&waiting);
         self.own.set_identities_given_up(attribution.given_up().iter().map(|(reason, n)| (*reason, *n)));
         self.own.set_tenant_rule_refusals(attribution.refusals().iter().map(|(reason, n)| (*reason, *n)));
+        if let Some(pods) = &self.pods {
+            let cache = engine.pods();
+            let states = cache.counts().map(|(state, pods)| (state, pods as u64));
+            self.own.set_pods(states, cache.memory_bytes() as u64);
+            let figures = pods.stats();
+            figures.syncs.iter().for_each(|took| self.own.observe_sync(*took));
+            self.own.set_pod_source(&PodSource {
+                restarts: &figures.restarts,
+                dropped: &figures.dropped,
+                last_event_age: figures.last_event_age,
+                handler_max: figures.longest_handler_run,
+            });
+        }
         self.own.set_series(engine.registry().lines().map(|(tenant, lines)| (tenant, lines as u64)));
         self.own.set_series_limited(engine.registry().limited());
         if let Ok(stats) = read_process_stats() {
@@ -358,13 +406,10 @@ impl Metering {
     fn try_reload(&mut self) -> Result<Vec<&'static str>, String> {
         let new = load(self.file.as_deref()).map_err(|error| error.to_string())?;
         self.engine.borrow_mut().reload(&new).map_err(|error| error.to_string())?;
-        let mut sections = self.loaded.restart_needed(&new);
-        if self.loaded.detail != new.detail {
-            sections.push("detail");
+        if let Some(pods) = &self.pods {
+            pods.want(self.engine.borrow().wanted());
         }
-        if self.loaded.limits != new.limits {
-            sections.push("limits");
-        }
+        let sections = self.loaded.restart_needed(&new);
         self.controller.reconfigure(new.drain.clone());
         Ok(sections)
     }
@@ -388,6 +433,14 @@ impl Metering {
                 tracing::error!(%error, "the last drain failed: counts since the one before are lost");
             }
         }
+    }
+}
+
+/// Waits for what the source of pods tells next; for ever without one. `false`: it has ended. Cancel-safe.
+async fn next_pods(pods: &mut Option<Pods>, into: &mut Vec<Event>) -> bool {
+    match pods {
+        Some(pods) => pods.recv(into, EVENTS_AT_ONCE).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -160,7 +160,7 @@ impl Attribution {
             let path = self.path_of(birth.parent_slot, &birth.name);
             let slot = &mut self.slots[birth.slot as usize];
             *slot = Slot {
-                binding: Binding::Waiting(Waiting::new(batch.taken_ns)),
+                binding: Binding::Waiting(Box::new(Waiting::new(batch.taken_ns))),
                 path,
                 cgroup_id: birth.cgroup_id,
                 ..Slot::FREE

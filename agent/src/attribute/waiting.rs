@@ -22,8 +22,8 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Nothing yet, from `since_ns` on.
-    pub fn new(since_ns: u64) -> Box<Waiting> {
-        Box::new(Waiting { since_ns, ..Waiting::default() })
+    pub fn new(since_ns: u64) -> Waiting {
+        Waiting { since_ns, ..Waiting::default() }
     }
 
     pub fn add_slot(&mut self, row: &SlotRow) {

@@ -343,6 +343,8 @@ impl Config {
             ("log", self.log != new.log),
             ("kernel", self.kernel != new.kernel),
             ("kubernetes", self.kubernetes != new.kubernetes),
+            ("detail", self.detail != new.detail),
+            ("limits", self.limits != new.limits),
         ];
         sections.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }

@@ -119,6 +119,7 @@ fn examples_of_the_documentation_parse() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of keys")]
 fn values_arrive() {
     let config = good(
         "web: {listen_address: ':9', telemetry_path: /m, max_connections: 1}
@@ -226,7 +227,10 @@ kubernetes:
         }
     );
     kubernetes_arrives(&config);
-    assert_eq!(Config::default().restart_needed(&config), ["web", "log", "kernel", "kubernetes"]);
+    assert_eq!(
+        Config::default().restart_needed(&config),
+        ["web", "log", "kernel", "kubernetes", "detail", "limits"]
+    );
     assert!(config.restart_needed(&config).is_empty());
 }
 
@@ -317,6 +321,7 @@ fn mistakes_in_values() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of mistakes")]
 fn mistakes_in_form_and_rules() {
     refused(&[
         (

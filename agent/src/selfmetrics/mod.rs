@@ -27,6 +27,9 @@ use table::{Table, Value};
 /// Bounds of the drain histogram, seconds: a drain takes well under a millisecond on a small host.
 const DRAIN_BOUNDS: [f64; 11] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5];
 
+/// Bounds of the histogram of pod lists, seconds: from a small node beside its API server to a large one far away.
+const SYNC_BOUNDS: [f64; 9] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
 /// The state of the drain interval's controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntervalState {
@@ -60,6 +63,19 @@ pub struct MapUsage<'a> {
     pub memory_bytes: u64,
 }
 
+/// How the source of pods fares.
+#[derive(Clone, Copy, Debug)]
+pub struct PodSource<'a> {
+    /// `(reason, times the watch had to begin anew)`.
+    pub restarts: &'a [(&'static str, u64)],
+    /// `(reason, events not taken in)`.
+    pub dropped: &'a [(&'static str, u64)],
+    /// Since anything was told; `None` before the first time.
+    pub last_event_age: Option<Duration>,
+    /// Longest time one event took to take in.
+    pub handler_max: Duration,
+}
+
 /// The host's condition as the controller sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct HostReadings<'a> {
@@ -84,6 +100,7 @@ struct Inner {
     /// age that an encoding sets the one that it writes.
     scratch: Mutex<String>,
     drain_duration: Histogram,
+    sync_duration: Histogram,
     tables: Tables,
 }
 
@@ -137,6 +154,17 @@ tables! {
         "Events (nanoseconds, where the event ends in _ns) of unresolved slots: in no tenant's series yet.";
     identities_given_up: Counter "kernmeter_identities_given_up" [""] ["reason"]
         "Slots billed to _unknown, because their workload was not learnt in time or too many waited.";
+    pods: Gauge "kernmeter_pods" [""] ["state"]
+        "Pods of this node that are known, by phase; deleted ones are kept until their last counts are read.";
+    pod_cache_memory: Gauge "kernmeter_pod_cache_memory" ["bytes"] [] "Memory that holds what is known of pods, estimated.";
+    watch_restarts: Counter "kernmeter_watch_restarts" [""] ["reason"]
+        "Times the watch of pods had to begin anew, by what ended it.";
+    dropped_events: Counter "kernmeter_dropped_events" [""] ["reason"]
+        "Events about pods that were not taken in; each forces a new list, so that nothing stays unknown.";
+    last_event_age: Gauge "kernmeter_last_event_age" ["seconds"] []
+        "Time since the source of pods last told anything.";
+    event_handler_max: Gauge "kernmeter_event_handler_max" ["seconds"] []
+        "Longest time that taking in one event about a pod took.";
     interval: Gauge "kernmeter_interval" ["seconds"] [] "Present interval between reads of the kernel maps.";
     interval_state: Gauge "kernmeter_interval_state" [""] ["state"]
         "State of the interval's controller: 1 for the present one.";
@@ -182,6 +210,13 @@ impl SelfMetrics {
             Unit::Seconds,
             drain_duration.clone(),
         );
+        let sync_duration = Histogram::new(SYNC_BOUNDS);
+        registry.register_with_unit(
+            "kernmeter_sync_duration",
+            "Time a list of all pods of this node took",
+            Unit::Seconds,
+            sync_duration.clone(),
+        );
         let tables = Tables::register(&mut registry);
         tables.series_limited.set(0_u64);
         // Dashboards written for agents that sample must not read an absent series as unknown.
@@ -190,7 +225,15 @@ impl SelfMetrics {
         for result in ["success", "failure"] {
             tables.config_reloads.add([result], 0);
         }
-        Self { inner: Arc::new(Inner { registry, scratch: Mutex::default(), drain_duration, tables }) }
+        Self {
+            inner: Arc::new(Inner {
+                registry,
+                scratch: Mutex::default(),
+                drain_duration,
+                sync_duration,
+                tables,
+            }),
+        }
     }
 
     fn tables(&self) -> &Tables {
@@ -270,6 +313,29 @@ impl SelfMetrics {
         self.tables().identities_given_up.replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
     }
 
+    /// Pods that are known as `(state, count)`, and the bytes they take; replaces what was said before.
+    pub fn set_pods<'a>(&self, rows: impl IntoIterator<Item = (&'a str, u64)>, memory_bytes: u64) {
+        self.tables().pods.replace(rows.into_iter().map(|(state, n)| ([state], n.into())));
+        self.tables().pod_cache_memory.set(memory_bytes);
+    }
+
+    /// How long one list of all pods took.
+    pub fn observe_sync(&self, took: Duration) {
+        self.inner.sync_duration.observe(took.as_secs_f64());
+    }
+
+    /// How the source of pods fares: absolute counts of restarts and of dropped events by reason, never falling.
+    pub fn set_pod_source(&self, source: &PodSource<'_>) {
+        let rows = |rows: &[(&'static str, u64)]| {
+            rows.iter().map(|(reason, n)| ([*reason], (*n).into())).collect::<Vec<_>>()
+        };
+        self.tables().watch_restarts.replace(rows(source.restarts));
+        self.tables().dropped_events.replace(rows(source.dropped));
+        let age = source.last_event_age.map(|age| ([], Value::Float(age.as_secs_f64())));
+        self.tables().last_event_age.replace(age);
+        self.tables().event_handler_max.set(source.handler_max.as_secs_f64());
+    }
+
     /// How long one drain took.
     pub fn observe_drain(&self, took: Duration) {
         self.inner.drain_duration.observe(took.as_secs_f64());
@@ -335,6 +401,13 @@ impl SelfMetrics {
         self.set_unresolved_slots(0);
         self.set_unresolved_events(&[("", 0)]);
         self.set_identities_given_up([("", 0)]);
+        self.set_pods([("", 0)], 0);
+        self.set_pod_source(&PodSource {
+            restarts: &[("", 0)],
+            dropped: &[("", 0)],
+            last_event_age: Some(Duration::ZERO),
+            handler_max: Duration::ZERO,
+        });
         self.set_interval(Duration::ZERO, IntervalState::Normal);
         self.set_host(&HostReadings { cpu_utilization: 0.0, memory_available: 0.0, pressure: &[("", 0.0)] });
         self.set_series([("", 0)]);

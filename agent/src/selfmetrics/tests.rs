@@ -140,8 +140,8 @@ fn every_family_has_help_and_type_before_its_samples_and_once() {
         unique.sort();
         unique.dedup();
         assert_eq!(unique.len(), help.len());
-        // Build info, drain histogram and the tables.
-        assert_eq!(help.len(), 2 + 29);
+        // Build info, the histograms of drains and lists of pods, and the tables.
+        assert_eq!(help.len(), 3 + 29);
         for line in text.lines().filter(|l| l.starts_with("# HELP ")) {
             assert!(line.ends_with('.') && line.split(' ').count() > 4, "{line}");
         }

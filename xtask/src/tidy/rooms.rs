@@ -31,6 +31,7 @@ const ROOMS: &[Room] = &[
     room("identity", &["allocations", "family"]),
     room("lifecycle", &[]),
     room("names", &[]),
+    room("privileges", &[]),
     room("config", &["adapt", "family", "identity"]),
     room("kubernetes", &["config", "identity"]),
     kernel_room("probes", &["btf", "config", "family"]),
