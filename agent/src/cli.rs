@@ -13,7 +13,7 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::{
     config::{Config, Log, LogFormat, LogLevel, values},
     docs, doctor,
-    engine::{Engine, PodKnowledge},
+    engine::Engine,
     log,
     run::{self, REVISION, VERSION},
     table::{Look, Sort, Table},
@@ -21,6 +21,9 @@ use crate::{
 
 /// Exit code for bad usage and bad configuration.
 const USAGE: u8 = 2;
+
+/// How long a snapshot waits for the first list of pods beyond its time.
+const PODS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Meters system calls and scheduling per tenant, in the kernel, for Prometheus.
 #[derive(Parser)]
@@ -199,6 +202,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             if common.level.is_none() {
                 config.log.level = LogLevel::Warn;
             }
+            // One who asks once does not come with a whole fleet.
+            config.kubernetes.start_jitter = Duration::ZERO;
             start_log(config.log)?;
             if !json && io::stderr().is_terminal() {
                 eprintln!("metering for {time:?} ...");
@@ -304,19 +309,41 @@ fn snapshot(
     out: &mut impl io::Write,
 ) -> Result<ExitCode, Failure> {
     let failed = |error: &dyn std::error::Error| Failure::Runtime(error.to_string());
-    let mut engine = Engine::start(config, PodKnowledge::None).map_err(|error| failed(&error))?;
+    let runtime = runtime()?;
+    let (mut engine, mut pods) = run::start(config).map_err(|error| failed(&error))?;
+    let mut events = Vec::new();
+    // Sleeps, and takes in what is told of pods meanwhile.
+    let mut listen = |engine: &mut Engine, time: Duration| {
+        runtime.block_on(async {
+            let listening = async {
+                while run::next_pods(&mut pods, &mut events).await {
+                    engine.learn_pods(events.drain(..));
+                }
+                pods = None;
+                std::future::pending::<()>().await;
+            };
+            // It never ends by itself.
+            let _ = tokio::time::timeout(time, listening).await;
+        });
+    };
     let begun = std::time::Instant::now();
     let before = Look::take(engine.registry());
     // Long looks drain as the agent would, so that nothing wraps and slots do not run out.
     while begun.elapsed() < time {
         let left = time.saturating_sub(begun.elapsed());
-        std::thread::sleep(left.min(Duration::from_millis(200)));
+        listen(&mut engine, left.min(Duration::from_millis(200)));
         if engine.is_pressed() || begun.elapsed().as_secs() % 5 == 4 {
             engine.pass().map_err(|error| failed(&error))?;
         }
     }
+    // What was counted waits for the pods' names; who asks for a table waits a little.
+    let begun_waiting = std::time::Instant::now();
+    while engine.knows_too_few_pods() && begun_waiting.elapsed() < PODS_PATIENCE {
+        listen(&mut engine, Duration::from_millis(50));
+    }
+    let metered = begun_waiting.duration_since(begun);
     let report = engine.finish().map_err(|error| failed(&error))?;
-    let mut table = Table::between(&before, &Look::take(engine.registry()), begun.elapsed());
+    let mut table = Table::between(&before, &Look::take(engine.registry()), metered);
     if !json {
         out.write_all(table.render(sort).as_bytes())?;
         return Ok(ExitCode::SUCCESS);

@@ -8,6 +8,7 @@ use crate::{
     btf::Btf,
     engine::BTF_PATH,
     identity::tree::{Hierarchy, Mode},
+    kubernetes::{Environment, KubernetesError, Settings, Source},
     probes::{
         self,
         load::{lockdown, possible_cpus, total_memory},
@@ -84,12 +85,34 @@ pub fn examine() -> Report {
     let mut checks = vec![kernel(), privileges(), locked_down(), btf_check(&btf), cgroups()];
     checks.extend(probe_checks(btf.as_ref().ok()));
     checks.push(memory());
+    checks.push(pods());
     checks.push(statistics());
     Report { checks }
 }
 
 fn check(name: &str, outcome: Outcome, found: impl Into<String>, remedy: &str) -> Check {
     Check { name: name.to_owned(), outcome, found: found.into(), remedy: remedy.to_owned() }
+}
+
+/// From where pods would be learnt with the default configuration.
+fn pods() -> Check {
+    const NAME: &str = "pods";
+    let here = Environment::current();
+    match Settings::resolve(&crate::config::Kubernetes::default(), &here) {
+        Ok(None) if here.service_account => {
+            check(NAME, Outcome::Warn, "pods are known by UID only", &KubernetesError::NoNode.to_string())
+        }
+        Ok(Some(Settings { source: Source::Api { node, .. }, .. })) => {
+            check(NAME, Outcome::Ok, format!("told by the Kubernetes API, those of node `{node}`"), "")
+        }
+        Ok(_) => check(
+            NAME,
+            Outcome::Ok,
+            "no Kubernetes service account here: pods, if there are any, are known by UID; see `kubernetes.pods`",
+            "",
+        ),
+        Err(error) => check(NAME, Outcome::Warn, "pods are known by UID only", &error.to_string()),
+    }
 }
 
 fn kernel() -> Check {

@@ -271,6 +271,11 @@ impl Engine {
         self.identifier.pods()
     }
 
+    /// Whether pods will be told of and no list of them is complete yet.
+    pub fn knows_too_few_pods(&self) -> bool {
+        self.identifier.awaits_pods()
+    }
+
     /// What the rules want to know of pods.
     pub fn wanted(&self) -> Wanted {
         self.identifier.wanted()

@@ -73,22 +73,8 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
     let server = Server::bind(&address)?
         .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
-    let pod_settings = Settings::resolve(&config.kubernetes, &Environment::current())?;
-    let knowledge = match pod_settings.as_ref().map(|settings| &settings.source) {
-        None => PodKnowledge::None,
-        Some(Source::Directories { .. }) => PodKnowledge::Names,
-        Some(Source::Api { .. }) => PodKnowledge::Everything,
-    };
-    let engine = Rc::new(RefCell::new(Engine::start(&config, knowledge)?));
-    // Everything is attached, and no other thread runs yet.
-    match privileges::drop_unneeded() {
-        Ok((kept, dropped)) => tracing::debug!(kept = kept.join(","), dropped, "capabilities reduced"),
-        Err(error) => tracing::warn!(%error),
-    }
-    let pods = match &pod_settings {
-        Some(settings) => Some(Pods::start(settings, engine.borrow().wanted())?),
-        None => None,
-    };
+    let (engine, pods) = start(&config)?;
+    let engine = Rc::new(RefCell::new(engine));
     let own = SelfMetrics::new(VERSION, REVISION);
     let max_age = config.drain.stressed.max(config.drain.normal) * STALE_INTERVALS;
     let state = Arc::new(AppState::new(
@@ -165,6 +151,27 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
             std::process::exit(1)
         }
     }
+}
+
+/// Starts metering, gives up the capabilities that are no longer needed, and starts the source of pods.
+///
+/// # Errors
+/// Nothing can be metered, or the configured source of pods cannot be used. Nothing stays behind in the kernel.
+pub fn start(config: &Config) -> Result<(Engine, Option<Pods>), RunError> {
+    let source = Settings::resolve(&config.kubernetes, &Environment::current())?;
+    let knowledge = match source.as_ref().map(|settings| &settings.source) {
+        None => PodKnowledge::None,
+        Some(Source::Directories { .. }) => PodKnowledge::Names,
+        Some(Source::Api { .. }) => PodKnowledge::Everything,
+    };
+    let engine = Engine::start(config, knowledge)?;
+    // Everything is attached, and no other thread runs yet.
+    match privileges::drop_unneeded() {
+        Ok((kept, dropped)) => tracing::debug!(kept = kept.join(","), dropped, "capabilities reduced"),
+        Err(error) => tracing::warn!(%error),
+    }
+    let pods = source.map(|settings| Pods::start(&settings, engine.wanted())).transpose()?;
+    Ok((engine, pods))
 }
 
 struct Metering {
@@ -436,8 +443,8 @@ impl Metering {
     }
 }
 
-/// Waits for what the source of pods tells next; for ever without one. `false`: it has ended. Cancel-safe.
-async fn next_pods(pods: &mut Option<Pods>, into: &mut Vec<Event>) -> bool {
+/// Appends what the source of pods tells next; waits for ever without one. `false`: it has ended. Cancel-safe.
+pub async fn next_pods(pods: &mut Option<Pods>, into: &mut Vec<Event>) -> bool {
     match pods {
         Some(pods) => pods.recv(into, EVENTS_AT_ONCE).await,
         None => std::future::pending().await,

@@ -107,6 +107,11 @@ impl Identifier {
         &self.pods
     }
 
+    /// Whether pods will be told of and no list of them is complete yet.
+    pub fn awaits_pods(&self) -> bool {
+        self.knowledge != PodKnowledge::None && !self.pods.is_complete()
+    }
+
     /// What the rules want to know of pods.
     pub fn wanted(&self) -> Wanted {
         self.rules.wanted()
