@@ -236,7 +236,13 @@ fn cgroups() -> Check {
 }
 
 fn probe_checks(btf: Option<&Btf>) -> Vec<Check> {
-    let Some(btf) = btf else { return Vec::new() };
+    let Some(btf) = btf else {
+        let lost = |probe: &&'static probes::Probe| {
+            let found = format!("cannot attach: {}", probe.summary);
+            check(&format!("probe {}", probe.name), Outcome::Warn, found, "see `kernel types`")
+        };
+        return probes::ALL.iter().rev().map(lost).collect();
+    };
     let one = |probe: &&'static probes::Probe| {
         let missing: Vec<_> = probe
             .hooks

@@ -115,6 +115,8 @@ impl Drop for Pod {
 pub struct Runtime {
     program: PathBuf,
     dir: TempDir,
+    /// The root is the kernel's initial one, which nothing can be put in the place of.
+    is_initial_root: bool,
 }
 
 impl Runtime {
@@ -136,7 +138,12 @@ impl Runtime {
             fs::copy(from, &to).with_context(|| format!("copy {}", from.display()))?;
             fs::set_permissions(&to, fs::Permissions::from_mode(0o755))?;
         }
-        Ok(Self { program, dir })
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let is_initial_root = mounts
+            .lines()
+            .rfind(|line| line.split(' ').nth(1) == Some("/"))
+            .is_some_and(|root| matches!(root.split(' ').nth(2), Some("rootfs" | "ramfs")));
+        Ok(Self { program, dir, is_initial_root })
     }
 
     /// Starts the workload program as a pod's container; it waits for [`Workload::go`].
@@ -173,6 +180,7 @@ impl Runtime {
         let log = bundle.join("log");
         let created = self
             .command("create")
+            .args(self.is_initial_root.then_some("--no-pivot"))
             .arg("--bundle")
             .arg(&bundle)
             .arg("--pid-file")
@@ -224,6 +232,7 @@ fn specification(root: &Path, cgroup: &str, args: &[&str]) -> Value {
             "resources": {
                 "memory": {"limit": 256 << 20},
                 "cpu": {"shares": 256, "quota": 200_000, "period": 100_000},
+                "pids": {"limit": 64},
             },
         },
     })

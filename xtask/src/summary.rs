@@ -67,6 +67,28 @@ impl Summary {
         self.failures.push(format!("{suite} ({how})"));
     }
 
+    /// Counts checks that passed.
+    pub const fn pass(&mut self, number: u64) {
+        self.passed += number;
+    }
+
+    /// Counts a check that failed.
+    pub fn fail(&mut self, name: &str) {
+        self.failed += 1;
+        self.failures.push(name.to_owned());
+    }
+
+    /// Counts a check that could not be made.
+    pub fn skip(&mut self, name: &str, reason: &str) {
+        self.skipped += 1;
+        self.skips.insert(name.to_owned(), reason.to_owned());
+    }
+
+    /// Whether something was tested, and nothing failed.
+    pub const fn is_good(&self) -> bool {
+        self.passed > 0 && self.failed == 0
+    }
+
     /// Failures so far.
     pub const fn failed(&self) -> u64 {
         self.failed

@@ -10,6 +10,7 @@ use crate::agent;
 use crate::build_ebpf;
 use crate::summary::Summary;
 use crate::test_setup;
+use crate::vm;
 use crate::workspace;
 
 /// The package whose tests run against the real kernel.
@@ -19,6 +20,9 @@ const KERNEL_TESTS: &str = "kernmeter-tests";
 pub struct Arguments {
     /// Run only tests whose name contains this
     filter: Option<String>,
+    /// Also run the whole matrix of kernels in virtual machines, as `cargo xtask vm` does
+    #[arg(long, conflicts_with = "filter")]
+    vm: bool,
 }
 
 /// `cargo xtask test`.
@@ -45,6 +49,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if let Some(filter) = filter.filter(|_| summary.is_empty()) {
         summary.broke_off("the filter", &format!("no test's name contains \"{filter}\""));
+    }
+    if arguments.vm {
+        println!("test: other kernels, in virtual machines");
+        if let Err(error) = vm::add(&vm::Arguments::whole(), &mut summary) {
+            summary.broke_off("vm", &format!("{error:#}"));
+        }
     }
     println!("\n{summary}");
     Ok(if summary.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

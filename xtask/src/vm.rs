@@ -8,19 +8,31 @@ mod emulator;
 mod initrd;
 mod kernels;
 mod matrix;
+mod prove;
 mod results;
+mod runtime;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::summary::Summary;
 use crate::workspace;
-use matrix::{SERIES, VARIANTS, Variant};
+use boot::Order;
+use emulator::Emulator;
+use initrd::Initrd;
+use kernels::Kernel;
+use matrix::{NEWEST, SERIES, VARIANTS, Variant};
+use prove::Fault;
 use results::{Machine, Outcome};
+
+/// Longer takes no machine that works, even beside other work.
+const LIMIT: Duration = Duration::from_mins(6);
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -36,6 +48,10 @@ pub struct Arguments {
     /// Keep the console and the report of every machine
     #[arg(long)]
     keep_log: bool,
+    /// Also boot machines that hang, panic or break off on purpose: each must be told of as failed (always done with
+    /// the whole matrix)
+    #[arg(long)]
+    prove: bool,
     /// Machines at a time
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
@@ -50,6 +66,19 @@ struct Job {
     variant: &'static Variant,
 }
 
+/// What every machine is booted with.
+struct Yard {
+    kernels: Vec<(String, Result<Kernel, String>)>,
+    /// Or why there is none.
+    emulator: Result<Emulator, String>,
+    initrd: PathBuf,
+    /// The same with runc in it; or why there is none.
+    initrd_with_runc: Result<PathBuf, String>,
+    logs: PathBuf,
+    /// The one check to make.
+    only: Option<String>,
+}
+
 /// `cargo xtask vm`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.variant.as_deref() == Some("list") {
@@ -58,88 +87,207 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let mut summary = Summary::default();
+    add(arguments, &mut summary)?;
+    println!("{summary}");
+    Ok(if summary.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Arguments {
+    /// The whole matrix, compared with the document.
+    pub fn whole() -> Self {
+        Self {
+            kernel: "all".to_owned(),
+            variant: None,
+            check: None,
+            keep_log: false,
+            jobs: 2,
+            prove: true,
+            update: false,
+        }
+    }
+}
+
+/// Boots what the arguments ask for and adds the results up.
+pub fn add(arguments: &Arguments, summary: &mut Summary) -> Result<()> {
     let jobs = choose(arguments)?;
     let whole = arguments.kernel == "all" && arguments.variant.is_none();
     if arguments.update && !whole {
         bail!("docs/KERNELS.md is written from the whole matrix only: leave out `--kernel`");
     }
+    let yard = prepare(arguments, &jobs)?;
+    // A newest kernel that is one of the others is booted once.
+    let version = |job: &Job| yard.kernel(&job.series).ok().map(|kernel| &kernel.version);
+    let twin = |job: &Job| {
+        let same = |other: &&Job| other.variant.name == job.variant.name && version(other) == version(job);
+        (job.series == NEWEST && version(job).is_some())
+            .then(|| jobs.iter().find(|other| other.series != NEWEST && same(other)))?
+    };
+    let booted: Vec<&Job> = jobs.iter().filter(|job| twin(job).is_none()).collect();
+    let mut machines = side_by_side(arguments.jobs, &booted, |job| {
+        let machine = yard.boot(job);
+        println!("vm: {machine}");
+        machine
+    });
+    for (place, job) in jobs.iter().enumerate() {
+        if let Some(other) = twin(job)
+            && let Some(machine) = machines.iter().find(|machine| machine.name == name(other))
+        {
+            let shown = machine.shown_as(&name(job));
+            machines.insert(place.min(machines.len()), shown);
+        }
+    }
+    let faults = if whole || arguments.prove { prove(&yard, arguments.jobs) } else { Vec::new() };
+    if arguments.keep_log {
+        println!("vm: logs are in {}", yard.logs.display());
+    } else {
+        let _ = fs::remove_dir_all(&yard.logs);
+    }
+    if let Some(check) = arguments.check.as_deref()
+        && machines.iter().all(|machine| machine.outcome(check).is_none())
+    {
+        bail!("no machine that was booted makes a check `{check}`");
+    }
+    conclude(&machines, arguments, whole, summary)?;
+    for (name, unseen) in faults {
+        match unseen {
+            None => summary.pass(1),
+            Some(why) => {
+                println!("failed: {name}: {why}");
+                summary.fail(&name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fetches and builds what the machines need.
+fn prepare(arguments: &Arguments, jobs: &[Job]) -> Result<Yard> {
     let mut series: Vec<String> = jobs.iter().map(|job| job.series.clone()).collect();
-    series.dedup();
     series.sort();
     series.dedup();
+    let text = |error: anyhow::Error| format!("{error:#}");
+    let emulator = emulator::find().map_err(text);
     let kernels = kernels::fetch(&series);
-    let emulator = emulator::find()?;
-    let initrd = initrd::build()?;
+    let initrd = Initrd::build()?;
+    let with_runc = || initrd.with(&runtime::files()?)?.write("initrd-runc.cpio");
+    let initrd_with_runc = if jobs.iter().any(|job| job.variant.runc) {
+        with_runc().map_err(text)
+    } else {
+        Err("not asked for".to_owned())
+    };
     let logs = scratch().join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("cannot create \"{}\"", logs.display()))?;
+    let initrd = initrd.write("initrd.cpio")?;
+    Ok(Yard { kernels, emulator, initrd, initrd_with_runc, logs, only: arguments.check.clone() })
+}
 
-    let queue = Mutex::new(jobs.iter().enumerate());
-    let machines = Mutex::new(Vec::new());
-    let only = arguments.check.as_deref();
-    let one = |job: &Job| -> Machine {
-        let name = name(job);
-        let kernel = kernels.iter().find(|(series, _)| *series == job.series).map(|(_, kernel)| kernel);
-        match kernel {
-            Some(Ok(kernel)) => {
-                match boot::run(&name, job.variant, only, &kernel.image, &emulator, &initrd, &logs) {
-                    Ok(ended) => Machine::read(&name, job.variant.name, &kernel.version, &ended),
-                    Err(error) => Machine::failed(&name, job.variant.name, &format!("{error:#}")),
-                }
-            }
-            Some(Err(reason)) => Machine::skipped(&name, job.variant.name, reason),
-            None => Machine::skipped(&name, job.variant.name, "not fetched"),
+impl Yard {
+    fn kernel(&self, series: &str) -> Result<&Kernel, &str> {
+        let found = self.kernels.iter().find(|(name, _)| name == series).map(|(_, kernel)| kernel);
+        found.map_or(Err("it was not asked for"), |kernel| kernel.as_ref().map_err(String::as_str))
+    }
+
+    /// Boots one machine, if everything it needs could be had.
+    fn boot(&self, job: &Job) -> Machine {
+        let only = self.only.as_deref().map(|check| format!("kernmeter.check={check}")).unwrap_or_default();
+        self.boot_with(job, &name(job), only, LIMIT)
+    }
+
+    fn boot_with(&self, job: &Job, name: &str, parameters: String, limit: Duration) -> Machine {
+        let variant = job.variant;
+        let initrd = match &self.initrd_with_runc {
+            Ok(initrd) if variant.runc => initrd,
+            Err(reason) if variant.runc => return Machine::skipped(name, variant.name, reason),
+            _ => &self.initrd,
+        };
+        let (kernel, emulator) = match (self.kernel(&job.series), &self.emulator) {
+            (Ok(kernel), Ok(emulator)) => (kernel, emulator),
+            (Err(reason), _) => return Machine::skipped(name, variant.name, reason),
+            (_, Err(reason)) => return Machine::skipped(name, variant.name, reason),
+        };
+        let order = Order { name, variant, kernel: &kernel.image, initrd, parameters, limit };
+        match boot::run(&order, emulator, &self.logs) {
+            Ok(ended) => Machine::read(name, variant.name, &kernel.version, &ended),
+            Err(error) => Machine::failed(name, variant.name, &format!("{error:#}")),
         }
+    }
+}
+
+/// Whether faults of machines are seen. Each with why not.
+fn prove(yard: &Yard, at_a_time: u8) -> Vec<(String, Option<String>)> {
+    let Some((series, _)) = yard.kernels.iter().rev().find(|(_, kernel)| kernel.is_ok()) else {
+        return Vec::new();
     };
+    if yard.emulator.is_err() {
+        return Vec::new();
+    }
+    let job = Job { series: series.clone(), variant: &VARIANTS[0] };
+    let faults: Vec<&Fault> = prove::FAULTS.iter().collect();
+    side_by_side(at_a_time, &faults, |fault| {
+        let name = format!("fault {}", fault.name);
+        let parameters = format!("kernmeter.fault={} kernmeter.check=none", fault.name);
+        let unseen = fault.unseen(&yard.boot_with(&job, &name, parameters, fault.limit));
+        println!("vm: {name}: {}", if unseen.is_none() { "seen" } else { "NOT seen" });
+        (name, unseen)
+    })
+}
+
+/// Does `work` on several things at a time. Results are in the order of the things.
+fn side_by_side<T: Sync, R: Send>(at_a_time: u8, things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let queue = Mutex::new(things.iter().enumerate());
+    let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        for _ in 0..arguments.jobs {
+        for _ in 0..at_a_time {
             scope.spawn(|| {
                 loop {
                     let next = queue.lock().ok().and_then(|mut queue| queue.next());
-                    let Some((place, job)) = next else { return };
-                    let machine = one(job);
-                    println!("vm: {machine}");
-                    if let Ok(mut machines) = machines.lock() {
-                        machines.push((place, machine));
+                    let Some((place, thing)) = next else { return };
+                    let result = work(thing);
+                    if let Ok(mut done) = done.lock() {
+                        done.push((place, result));
                     }
                 }
             });
         }
     });
-    let mut machines = machines.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    machines.sort_by_key(|(place, _)| *place);
-    let machines: Vec<Machine> = machines.into_iter().map(|(_, machine)| machine).collect();
-    if arguments.keep_log {
-        println!("vm: logs are in {}", logs.display());
-    } else {
-        let _ = fs::remove_dir_all(&logs);
-    }
-    conclude(&machines, arguments, whole)
+    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done.sort_by_key(|(place, _)| *place);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Prints what came of it, and writes the document or compares with it.
-fn conclude(machines: &[Machine], arguments: &Arguments, whole: bool) -> Result<ExitCode> {
+/// Prints what came of it, adds it up, and writes the document or compares with it.
+fn conclude(machines: &[Machine], arguments: &Arguments, whole: bool, summary: &mut Summary) -> Result<()> {
     println!("\n{}", results::table(machines));
     for line in results::reasons(machines) {
         println!("{line}");
     }
-    let mut deviations = Vec::new();
+    for machine in machines.iter().filter(|machine| machine.same_as.is_none()) {
+        for (check, outcome) in &machine.checks {
+            let name = format!("vm {}: {check}", machine.name);
+            match outcome {
+                Outcome::Passed => summary.pass(1),
+                Outcome::Failed(_) => summary.fail(&name),
+                Outcome::Skipped(why) => summary.skip(&name, why),
+            }
+        }
+    }
     if arguments.update {
+        if machines.iter().any(|machine| matches!(machine.outcome("boot"), Some(Outcome::Skipped(_)))) {
+            bail!("not every machine of the matrix could be booted: {} stays as it is", document::PATH);
+        }
         let written = document::write(machines)?;
         println!("vm: {} ({})", document::PATH, if written { "new" } else { "unchanged" });
     } else if arguments.check.is_none() {
-        deviations = document::compare(machines, whole)?;
+        let deviations = document::compare(machines, whole)?;
         for deviation in &deviations {
-            println!("failed: {}: {deviation}", document::PATH);
+            summary.fail(&format!("{}: {deviation}", document::PATH));
+        }
+        if !deviations.is_empty() {
+            println!("vm: if that is intended: `cargo xtask vm --update`");
         }
     }
-    let count = |wanted: fn(&Outcome) -> bool| {
-        machines.iter().flat_map(|machine| &machine.checks).filter(|(_, outcome)| wanted(outcome)).count()
-    };
-    let passed = count(|outcome| matches!(outcome, Outcome::Passed));
-    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_))) + deviations.len();
-    let skipped = count(|outcome| matches!(outcome, Outcome::Skipped(_)));
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(())
 }
 
 /// What the arguments ask for.
@@ -148,7 +296,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<Job>> {
     let is_series = |text: &str| {
         text.split_once('.').is_some_and(|(a, b)| a.parse::<u32>().is_ok() && b.parse::<u32>().is_ok())
     };
-    if arguments.kernel != "all" && arguments.kernel != "newest" && !is_series(&arguments.kernel) {
+    if arguments.kernel != "all" && arguments.kernel != NEWEST && !is_series(&arguments.kernel) {
         bail!("no such kernel \"{}\"; give a series such as `6.1`, or `newest`, or `all`", arguments.kernel);
     }
     let job = |series: &str, variant| Job { series: series.to_owned(), variant };

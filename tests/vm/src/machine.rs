@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,8 +19,14 @@ pub enum Variant {
     V1Only,
     /// No type information.
     NoBtf,
+    /// Kernel lockdown, mode confidentiality.
+    Confidentiality,
     /// CPUs go and come under load.
     Hotplug,
+    /// More CPUs possible than online.
+    MaxCpus,
+    /// With runc in the initial file system.
+    Runc,
 }
 
 impl Variant {
@@ -28,17 +35,22 @@ impl Variant {
             "hybrid" => Self::Hybrid,
             "v1-only" => Self::V1Only,
             "no-btf" => Self::NoBtf,
+            "confidentiality" => Self::Confidentiality,
             "hotplug" => Self::Hotplug,
+            "maxcpus" => Self::MaxCpus,
+            "runc" => Self::Runc,
             // The others differ by the command line or by the machine only.
             _ => Self::Plain,
         }
     }
 }
 
-/// The check that alone is to be made, if one is named on the kernel's command line.
-pub fn only_check() -> Option<String> {
+/// What the kernel's command line says of us under this name: `kernmeter.NAME=VALUE`.
+pub fn parameter(name: &str) -> Option<String> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
-    line.split_whitespace().find_map(|word| word.strip_prefix("kernmeter.check=").map(str::to_owned))
+    line.split_whitespace().find_map(|word| {
+        word.strip_prefix("kernmeter.")?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+    })
 }
 
 /// Mounts what the kernel's command line asks for and brings up the loopback device.
@@ -50,9 +62,7 @@ pub fn set_up() -> Result<Variant> {
     mount("sysfs", "/sys")?;
     // The kernel may have mounted it.
     let _ = mount("devtmpfs", "/dev");
-    let line = fs::read_to_string("/proc/cmdline").context("read the command line")?;
-    let name = line.split_whitespace().find_map(|word| word.strip_prefix("kernmeter.variant="));
-    let variant = Variant::of(name.unwrap_or_default());
+    let variant = Variant::of(&parameter("variant").unwrap_or_default());
     // Absent where the kernel is locked down, or not built in.
     let _ = mount("tracefs", "/sys/kernel/tracing");
     let _ = mount("bpf", "/sys/fs/bpf");
@@ -129,6 +139,27 @@ pub fn memory() -> String {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let lines = text.lines().filter(|line| line.starts_with("MemTotal") || line.starts_with("MemAvailable"));
     lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join(", ")
+}
+
+/// All memory of the machine, bytes.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn total_memory() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("no MemTotal")?;
+    let kib: u64 = line.split_whitespace().next().unwrap_or_default().parse().context("bad MemTotal")?;
+    Ok(kib * 1024)
+}
+
+/// The folder of a process's cgroup below the v2 hierarchy's mount point.
+///
+/// # Errors
+/// The process is gone, or has no v2 cgroup.
+pub fn cgroup_of(pid: i32, mount: &Path) -> Result<PathBuf> {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::/")).context("no v2 cgroup")?;
+    Ok(mount.join(path))
 }
 
 /// Binds a process to one CPU.

@@ -2,6 +2,7 @@
 //! port, then the end of the machine. Knows nothing of the host it runs on.
 
 mod checks;
+mod faults;
 mod machine;
 mod programs;
 mod prototypes;
@@ -29,8 +30,13 @@ fn meter() -> Result<()> {
     let variant = machine::set_up()?;
     let mut report = Report::open()?;
     report.line(&format!("kernel {}", machine::release()));
-    // SAFETY: no other thread was started yet.
-    unsafe { std::env::set_var("KERNMETER_BIN", "/bin/kernmeter") };
+    if let Some(fault) = machine::parameter("fault") {
+        faults::commit(&fault, &mut report);
+    }
+    for (name, value) in [("KERNMETER_BIN", "/bin/kernmeter"), ("PATH", "/bin")] {
+        // SAFETY: no other thread was started yet.
+        unsafe { std::env::set_var(name, value) };
+    }
     workload::set_program(Path::new("/bin/workload"));
     // Without type information no program can be loaded: what the agent then says is checked.
     let old = variant != Variant::NoBtf && run(&mut report, "programs", programs::check);
@@ -38,7 +44,7 @@ fn meter() -> Result<()> {
         run(&mut report, "prototypes", |_| prototypes::check());
     }
     let checks = if old { checks::of_an_old_kernel() } else { checks::all(variant) };
-    let only = machine::only_check();
+    let only = machine::parameter("check");
     for (name, check) in checks.into_iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name))
     {
         run(&mut report, name, |_| check());
@@ -54,6 +60,9 @@ fn run(report: &mut Report, name: &str, check: impl FnOnce(&mut Report) -> Resul
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(report)))
         .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see the console")));
     let took = begin.elapsed().as_millis();
+    for text in report::take_notes() {
+        report.line(&format!("note {name}: {text}"));
+    }
     match outcome {
         Ok(()) => report.line(&format!("ok {name} {took} ms")),
         Err(error) => match error.downcast_ref::<Skip>() {

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 
@@ -47,6 +48,22 @@ impl Report {
     pub fn rejected(&mut self, program: &str, reason: &str) {
         self.line(&format!("program {program} rejected {reason}"));
     }
+}
+
+/// What a check has to tell besides its outcome.
+static NOTES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Tells a figure or a finding that is worth showing though nothing is wrong with it.
+pub fn note(text: &str) {
+    println!("{text}");
+    if let Ok(mut notes) = NOTES.lock() {
+        notes.push(one_line(text));
+    }
+}
+
+/// Notes since the last call.
+pub fn take_notes() -> Vec<String> {
+    NOTES.lock().map(|mut notes| std::mem::take(&mut *notes)).unwrap_or_default()
 }
 
 fn one_line(text: &str) -> String {

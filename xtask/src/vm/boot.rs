@@ -11,8 +11,21 @@ use anyhow::{Context, Result};
 use super::emulator::Emulator;
 use super::matrix::Variant;
 
-/// Longer takes no machine that works, even beside other work.
-const LIMIT: Duration = Duration::from_mins(5);
+/// What to boot.
+pub struct Order<'a> {
+    /// Names its logs.
+    pub name: &'a str,
+    /// The machine.
+    pub variant: &'a Variant,
+    /// The kernel.
+    pub kernel: &'a Path,
+    /// Its initial file system.
+    pub initrd: &'a Path,
+    /// More parameters for what runs in it.
+    pub parameters: String,
+    /// How long it may take.
+    pub limit: Duration,
+}
 
 /// A machine that has ended.
 pub struct Ended {
@@ -26,24 +39,16 @@ pub struct Ended {
     pub took: Duration,
 }
 
-/// Boots a machine and waits for its end. `name` names its logs; `only` is the one check to make.
-pub fn run(
-    name: &str,
-    variant: &Variant,
-    only: Option<&str>,
-    kernel: &Path,
-    emulator: &Emulator,
-    initrd: &Path,
-    logs: &Path,
-) -> Result<Ended> {
+/// Boots a machine and waits for its end.
+pub fn run(order: &Order, emulator: &Emulator, logs: &Path) -> Result<Ended> {
+    let Order { name, variant, kernel, initrd, parameters, limit } = order;
     let log = |kind: &str| logs.join(format!("{}.{kind}", name.replace(' ', "-")));
     let (console, report) = (log("console"), log("report"));
     for path in [&console, &report] {
         let _ = fs::remove_file(path);
     }
-    let only = only.map(|check| format!(" kernmeter.check={check}")).unwrap_or_default();
     let parameters = format!(
-        "console=ttyS0 panic=-1 mitigations=off quiet kernmeter.variant={}{only} {}",
+        "console=ttyS0 panic=-1 mitigations=off quiet kernmeter.variant={} {} {parameters}",
         variant.name, variant.parameters
     );
     let mut command = emulator.command();
@@ -65,7 +70,7 @@ pub fn run(
     let mut child = command.spawn().context("cannot start the emulator")?;
     let mut timed_out = false;
     while child.try_wait()?.is_none() {
-        if begin.elapsed() > LIMIT {
+        if begin.elapsed() > *limit {
             timed_out = true;
             child.kill()?;
             child.wait()?;

@@ -1,6 +1,7 @@
 //! In: the workspace; out: an initial file system with the tests as its first process, the agent and the workload beside
 //! them, all static. Knows nothing of machines.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,31 +20,60 @@ const FOLDERS: [&str; 6] = ["bin", "dev", "etc", "proc", "sys", "tmp"];
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// Builds it. Returns its path.
-pub fn build() -> Result<PathBuf> {
-    build_ebpf::run()?;
-    let triple = agent::host()?;
-    let mut cargo = workspace::cargo();
-    // Static, for there is nothing else in the machine; not link-time optimised, for building takes long enough.
-    cargo
-        .args(["build", "--release", "--target", &triple])
-        .args(["--package", "kernmeter", "--bin", "kernmeter"])
-        .args(["--package", "kernmeter-tests", "--bin", "workload"])
-        .args(["--package", "kernmeter-vm", "--bin", "vm"])
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    workspace::run(&mut cargo)?;
-    let built = workspace::target().join(&triple).join("release");
+/// An initial file system: the tests, the agent and the workload.
+pub struct Initrd {
+    archive: Archive,
+}
 
-    let mut archive = Archive::default();
-    for folder in FOLDERS {
-        archive.add(folder, FOLDER, &[]);
+impl Initrd {
+    /// Builds what is in every one of them.
+    pub fn build() -> Result<Self> {
+        build_ebpf::run()?;
+        let triple = agent::host()?;
+        let mut cargo = workspace::cargo();
+        // Static, for there is nothing else in the machine; not link-time optimised, for building takes long enough.
+        cargo
+            .args(["build", "--release", "--target", &triple])
+            .args(["--package", "kernmeter", "--bin", "kernmeter"])
+            .args(["--package", "kernmeter-tests", "--bin", "workload"])
+            .args(["--package", "kernmeter-vm", "--bin", "vm"])
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+        workspace::run(&mut cargo)?;
+        let built = workspace::target().join(&triple).join("release");
+        let mut archive = Archive::default();
+        for folder in FOLDERS {
+            archive.add(folder, FOLDER, &[]);
+        }
+        for (program, place) in PROGRAMS {
+            archive.add(place, PROGRAM, &stripped(&built.join(program))?);
+        }
+        Ok(Self { archive })
     }
-    for (program, place) in PROGRAMS {
-        archive.add(place, PROGRAM, &stripped(&built.join(program))?);
+
+    /// The same with more programs: places and files.
+    pub fn with(&self, files: &[(String, PathBuf)]) -> Result<Self> {
+        let mut archive = self.archive.clone();
+        let mut folders = BTreeSet::new();
+        for (place, _) in files {
+            let parents = place.match_indices('/').map(|(at, _)| &place[..at]);
+            folders.extend(parents.filter(|folder| !FOLDERS.contains(folder)));
+        }
+        for folder in folders {
+            archive.add(folder, FOLDER, &[]);
+        }
+        for (place, file) in files {
+            let bytes = fs::read(file).with_context(|| format!("cannot read \"{}\"", file.display()))?;
+            archive.add(place, PROGRAM, &bytes);
+        }
+        Ok(Self { archive })
     }
-    let path = scratch().join("initrd.cpio");
-    workspace::write_if_changed(&path, &archive.finish())?;
-    Ok(path)
+
+    /// Writes it. Returns its path.
+    pub fn write(&self, name: &str) -> Result<PathBuf> {
+        let path = scratch().join(name);
+        workspace::write_if_changed(&path, &self.archive.clone().finish())?;
+        Ok(path)
+    }
 }
 
 /// The program without what only debuggers read, where there is a tool for that: the machines are small.
@@ -60,7 +90,7 @@ fn stripped(program: &Path) -> Result<Vec<u8>> {
 }
 
 /// A cpio archive in the kernel's `newc` format (Documentation/driver-api/early-userspace/buffer-format.rst).
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Archive {
     bytes: Vec<u8>,
     entries: u32,

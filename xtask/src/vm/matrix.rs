@@ -1,7 +1,10 @@
 //! In: nothing; out: which kernels and which variants of a machine there are. Boots nothing.
 
 /// Kernels of the matrix, oldest first: Debian's releases and what its newer suites have.
-pub const SERIES: &[&str] = &["5.10", "6.1", "6.12", "6.18", "7.2", "newest"];
+pub const SERIES: &[&str] = &["5.10", "6.1", "6.12", "6.18", "7.2", NEWEST];
+
+/// The newest kernel that can be had, whatever its series.
+pub const NEWEST: &str = "newest";
 
 /// A machine that differs from the plain one.
 pub struct Variant {
@@ -17,10 +20,12 @@ pub struct Variant {
     pub memory: u32,
     /// More of the kernel's command line.
     pub parameters: &'static str,
+    /// Whether runc is in the initial file system.
+    pub runc: bool,
 }
 
 const fn variant(name: &'static str, summary: &'static str, series: &'static [&'static str]) -> Variant {
-    Variant { name, summary, series, cpus: "2", memory: 256, parameters: "" }
+    Variant { name, summary, series, cpus: "2", memory: 256, parameters: "", runc: false }
 }
 
 /// The plain machine, then the others.
@@ -34,14 +39,19 @@ pub const VARIANTS: &[Variant] = &[
     },
     Variant {
         parameters: "lockdown=confidentiality",
-        ..variant("confidentiality", "kernel lockdown, mode confidentiality", &["6.1", "newest"])
+        ..variant("confidentiality", "kernel lockdown, mode confidentiality", &["6.1", NEWEST])
     },
     variant("no-btf", "no type information: the agent ends with one line that says so", &["6.12"]),
-    variant("hotplug", "a CPU goes and comes under load", &["6.1", "newest"]),
+    Variant {
+        memory: 512,
+        runc: true,
+        ..variant("runc", "containers of runc with limits, in the cgroups of pods", &["6.1", NEWEST])
+    },
+    variant("hotplug", "a CPU goes and comes under load", &["6.1", NEWEST]),
     Variant {
         cpus: "4",
         parameters: "maxcpus=1",
-        ..variant("maxcpus", "four possible CPUs, one online", &["6.12"])
+        ..variant("maxcpus", "four possible CPUs, one online; others come later, with gaps", &["6.12"])
     },
     Variant { cpus: "1", ..variant("one-cpu", "a single CPU", &["6.12"]) },
     Variant { cpus: "4", ..variant("four-cpus", "four CPUs", &["6.12"]) },

@@ -55,6 +55,10 @@ pub struct Machine {
     pub programs: BTreeMap<String, Verdict>,
     /// In the order they were made; `boot` is the first.
     pub checks: Vec<(String, Outcome)>,
+    /// What checks told besides their outcome: check and text.
+    pub notes: Vec<(String, String)>,
+    /// It was not booted: its kernel is that of this machine, whose results it shows.
+    pub same_as: Option<String>,
     /// Wall time, seconds.
     seconds: u64,
 }
@@ -67,6 +71,8 @@ impl Machine {
             version: String::new(),
             programs: BTreeMap::new(),
             checks: vec![("boot".to_owned(), boot)],
+            notes: Vec::new(),
+            same_as: None,
             seconds: 0,
         }
     }
@@ -109,8 +115,15 @@ impl Machine {
         machine
     }
 
+    /// This machine's results under another name.
+    pub fn shown_as(&self, name: &str) -> Self {
+        Self { name: name.to_owned(), same_as: Some(self.name.clone()), ..self.clone() }
+    }
+
     fn line(&mut self, line: &str) {
-        if let Some(program) = line.strip_prefix("program ") {
+        if let Some((check, text)) = line.strip_prefix("note ").and_then(|rest| rest.split_once(": ")) {
+            self.notes.push((check.to_owned(), text.to_owned()));
+        } else if let Some(program) = line.strip_prefix("program ") {
             let mut words = program.splitn(3, ' ');
             let (Some(name), Some(verdict)) = (words.next(), words.next()) else { return };
             let rest = words.next().unwrap_or_default();
@@ -184,15 +197,22 @@ pub fn table(machines: &[Machine]) -> String {
     lines.join("\n") + "\n"
 }
 
-/// A line for each failure, each skip and each rejected program.
+/// A line for each failure, each rejected program and each note.
 pub fn reasons(machines: &[Machine]) -> Vec<String> {
     let mut lines = Vec::new();
     for machine in machines {
+        if let Some(other) = &machine.same_as {
+            lines.push(format!("note: {}: is {other} ({}), booted once", machine.name, machine.version));
+            continue;
+        }
+        for (check, text) in &machine.notes {
+            lines.push(format!("note: {}: {check}: {text}", machine.name));
+        }
         for (check, outcome) in &machine.checks {
             match outcome {
                 Outcome::Failed(why) => lines.push(format!("failed: {}: {check}: {why}", machine.name)),
-                Outcome::Skipped(why) => lines.push(format!("skipped: {}: {check}: {why}", machine.name)),
-                Outcome::Passed => {}
+                // The summary has them.
+                Outcome::Skipped(_) | Outcome::Passed => {}
             }
         }
         for (program, verdict) in &machine.programs {
@@ -228,7 +248,7 @@ pub mod tests {
             "6.1",
             "plain",
             "kernel 6.1\nprogram a accepted 12\nprogram b accepted\nprogram c rejected R1: bad\n\
-             ok x 3 ms\nnot ok y: because: so\nskip z: none here\nend\n",
+             note x: 5 of 7: good\nok x 3 ms\nnot ok y: because: so\nskip z: none here\nend\n",
             "",
         );
         assert_eq!(machine.programs["a"], Verdict::Accepted(Some(12)));
@@ -239,6 +259,7 @@ pub mod tests {
         assert_eq!(machine.outcome("y"), Some(&Outcome::Failed("because: so".to_owned())));
         assert_eq!(machine.outcome("z"), Some(&Outcome::Skipped("none here".to_owned())));
         assert_eq!(machine.outcome("w"), None);
+        assert_eq!(machine.notes, [("x".to_owned(), "5 of 7: good".to_owned())]);
         let table = table(&[machine]);
         assert_eq!(table, "machine  boot  x     y     z\n6.1      pass  pass  FAIL  skip\n");
     }
@@ -251,6 +272,19 @@ pub mod tests {
         let silent = tests::machine("6.1", "plain", "", "nothing\n");
         let Some(Outcome::Failed(why)) = silent.outcome("boot") else { panic!("{silent:?}") };
         assert!(why.contains("nothing"), "{why}");
+    }
+
+    #[test]
+    fn a_machine_that_hangs_has_failed() {
+        let ended = Ended {
+            report: "ok x 3 ms\nend\n".to_owned(),
+            console: (1..=40).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n"),
+            timed_out: true,
+            took: Duration::from_mins(5),
+        };
+        let machine = Machine::read("6.1", "plain", "6.1.1", &ended);
+        let Some(Outcome::Failed(why)) = machine.outcome("boot") else { panic!("{machine:?}") };
+        assert!(why.starts_with("it hung") && why.ends_with("line 40") && !why.contains("line 28"), "{why}");
     }
 
     #[test]
