@@ -231,7 +231,13 @@ fn cgroups() -> Check {
                 )
             }
         }
-        Err(error) => check("cgroups", Outcome::Fail, error.to_string(), ""),
+        Err(error) => {
+            // The advice is part of the message.
+            let text = error.to_string();
+            let parts = text.rsplit_once("; ").or_else(|| text.split_once(": "));
+            let (found, remedy) = parts.unwrap_or((&text, ""));
+            check("cgroups", Outcome::Fail, found, remedy)
+        }
     }
 }
 

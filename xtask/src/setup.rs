@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::debian;
 use crate::test_setup;
 use crate::toolchain::{self, BPF_LINKER, Toolchain, Way};
+use crate::vm;
 use crate::workspace;
 
 /// How long rustup may take for a component of 3 MB.
@@ -23,6 +24,7 @@ const CARGO_DENY: &str = "0.20.2";
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
 #[derive(clap::Args, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Arguments {
     /// Try a download by rustup again although it failed less than a day ago
     #[arg(long)]
@@ -30,6 +32,9 @@ pub struct Arguments {
     /// Also install what the tests use: Prometheus, promtool, Python's parser, bpftool
     #[arg(long)]
     tests: bool,
+    /// Also fetch what `cargo xtask vm` boots: the emulator, kernels, runc (nothing is installed but decompressors)
+    #[arg(long)]
+    vm: bool,
     /// Also install cargo-deny into `.tools` (takes minutes)
     #[arg(long)]
     deny: bool,
@@ -40,6 +45,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     toolchain_with(arguments.retry)?;
     if arguments.tests {
         test_setup::run()?;
+    }
+    if arguments.vm {
+        vm::fetch();
     }
     if arguments.deny {
         deny()?;

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::debian;
 use crate::summary::Summary;
 use crate::workspace;
 use boot::Order;
@@ -161,12 +162,37 @@ pub fn add(arguments: &Arguments, summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
+/// `cargo xtask setup --vm`: fetches all that the whole matrix needs. What cannot be had is said: its machines are
+/// skipped.
+pub fn fetch() {
+    tools();
+    let found = |what: &str, found: Result<String>| match found {
+        Ok(which) => println!("setup: {what}: {which}"),
+        Err(error) => println!("setup: {what}: no: {error:#}"),
+    };
+    found("emulator", emulator::find().map(|emulator| emulator.name()));
+    found("runc", runtime::files().map(|files| format!("with busybox, {} files", files.len())));
+    let series: Vec<String> = SERIES.iter().map(|&series| series.to_owned()).collect();
+    for (series, kernel) in kernels::fetch(&series) {
+        found(&format!("kernel {series}"), kernel.map(|kernel| kernel.version).map_err(anyhow::Error::msg));
+    }
+}
+
+/// Installs what unpacks kernels, and makes programs small, where it is missing and can be.
+fn tools() {
+    const PACKAGES: [&str; 3] = ["xz-utils", "zstd", "binutils"];
+    if let Err(error) = debian::install(&PACKAGES) {
+        println!("vm: {error:#}");
+    }
+}
+
 /// Fetches and builds what the machines need.
 fn prepare(arguments: &Arguments, jobs: &[Job]) -> Result<Yard> {
     let mut series: Vec<String> = jobs.iter().map(|job| job.series.clone()).collect();
     series.sort();
     series.dedup();
     let text = |error: anyhow::Error| format!("{error:#}");
+    tools();
     let emulator = emulator::find().map_err(text);
     let kernels = kernels::fetch(&series);
     let initrd = Initrd::build()?;

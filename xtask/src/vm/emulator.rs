@@ -39,6 +39,11 @@ pub fn find() -> Result<Emulator> {
 }
 
 impl Emulator {
+    /// Where it is.
+    pub fn name(&self) -> String {
+        self.program.display().to_string()
+    }
+
     fn runs(&self) -> bool {
         self.program.is_file() && workspace::output(self.command().arg("--version")).is_ok()
     }

@@ -17,7 +17,7 @@ use super::{all_arrive, stop};
 use crate::machine;
 
 /// What is traced: the kernel's function behind `getppid`.
-const FUNCTION: &str = "__x64_sys_getppid";
+const FUNCTION: &str = "__do_sys_getppid";
 const CALLS: u64 = 20_000;
 
 // Numbers of include/uapi/linux/bpf.h and perf_event.h.
