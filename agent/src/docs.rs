@@ -33,11 +33,11 @@ pub fn metrics_markdown() -> String {
     let labels: Vec<_> = WORKLOAD_LABELS.iter().map(|label| format!("`{label}`")).collect();
     out.push_str(&labels.join(", "));
     out.push_str(
-        ".\n`tenant_id` and `k8s_namespace` are always there; the latter is empty outside Kubernetes and at the level \
-         `tenant`.\n\nReserved tenants: `_host` (kernel threads, the root cgroup, the host's own services), `_unknown` \
+        ".\n`tenant_id` and `k8s_namespace` are always there; the latter is empty outside Kubernetes, and at the level \
+         `tenant`, which adds up all namespaces of a tenant.\n\nReserved tenants: `_host` (kernel threads, the root cgroup, the host's own services), `_unknown` \
          (identity never learnt),\n`_overflow` (no slot or limit reached). A label value `_overflow` marks what a limit \
-         folded together.\n\nAt a level finer than `tenant`, the series of a workload that is gone stay for \
-         `limits.retention`; then its totals move\nto a family named `kernmeter_retired_*`, by tenant. So sums over a \
+         folded together.\n\nAt a level finer than `namespace`, the series of a workload that is gone stay for \
+         `limits.retention`; then its totals move\nto a family named `kernmeter_retired_*`, by tenant and namespace. So sums over a \
          family and its retired sister never fall, and no\nrate shows a jump.\n\n",
     );
     // Writing to a string cannot fail.

@@ -7,9 +7,9 @@ pub const WORKLOAD_LABELS: [&str; 4] = ["tenant_id", "k8s_namespace", "pod", "co
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Detail {
-    /// `tenant_id` and `k8s_namespace`, the latter empty: one series set per tenant.
+    /// `tenant_id`; `k8s_namespace` is there but empty, for all of a tenant's namespaces together.
     Tenant,
-    /// Also the Kubernetes namespace's value.
+    /// Also the Kubernetes namespace; the same as [`Tenant`](Self::Tenant) outside Kubernetes.
     Namespace,
     /// Also `pod`: the Kubernetes pod, or the systemd unit.
     Pod,

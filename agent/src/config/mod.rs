@@ -292,7 +292,7 @@ impl Default for Config {
                 required_probes: Vec::new(),
             },
             drain: adapt::Settings::default(),
-            detail: DetailLevels { default: Detail::Tenant, families: BTreeMap::new() },
+            detail: DetailLevels { default: Detail::Namespace, families: BTreeMap::new() },
             limits: Limits { series_per_tenant: 5000, tenants: 1000, retention: Duration::from_mins(10) },
             tenants: RuleSet::default(),
             kubernetes: Kubernetes::default(),

@@ -12,7 +12,7 @@ use crate::{
 
 /// Label value of what a limit folded together; also the reserved tenant for tenants beyond the limit.
 pub const OVERFLOW: &str = "_overflow";
-/// Families finer than a tenant keep the totals of workloads that are gone in a sister family whose name continues this.
+/// Families finer than a namespace keep the totals of workloads that are gone in a sister family whose name continues this.
 pub const RETIRED_PREFIX: &str = "kernmeter_retired_";
 
 /// Bounds on what is kept.
@@ -47,6 +47,8 @@ struct Group {
     /// Rendered workload labels.
     prefix: Vec<u8>,
     tenant: GroupId,
+    /// The group of its tenant and namespace.
+    namespace: GroupId,
     series: Vec<(usize, SeriesId)>,
     /// Targets in it.
     targets: u32,
@@ -116,10 +118,10 @@ impl Registry {
         };
         for family in families {
             let level = detail(family);
-            let retired = (level > Detail::Tenant && family.kind != Kind::Gauge).then(|| states.len() + 1);
+            let retired = (level > Detail::Namespace && family.kind != Kind::Gauge).then(|| states.len() + 1);
             states.push(state(family, level, retired));
             if retired.is_some() {
-                states.push(state(retired_family(family), Detail::Tenant, None));
+                states.push(state(retired_family(family), Detail::Namespace, None));
             }
         }
         let by_name = states.iter().enumerate().map(|(i, state)| (state.family.name, i)).collect();
@@ -207,7 +209,7 @@ impl Registry {
     }
 
     /// Drops targets without slots for longer than the retention time, and the series nobody is left for. Totals of counters
-    /// finer than a tenant move to their retired family: no sum falls.
+    /// finer than a namespace move to their retired family: no sum falls. Those of tenants and namespaces stay.
     pub fn expire(&mut self, now_ns: u64) {
         for index in 0..self.targets.len() {
             let Some(target) = &self.targets[index] else { continue };
@@ -340,8 +342,8 @@ impl Registry {
         let mut groups = [0; 4];
         for (i, level) in LEVELS.into_iter().enumerate() {
             let prefix = render(&labels, level);
-            let tenant = groups[0];
-            groups[i] = self.group(prefix, (i > 0).then_some(tenant), &labels[0]);
+            let above = [(i > 0).then_some(groups[0]), (i > 1).then_some(groups[1])];
+            groups[i] = self.group(prefix, above, &labels[0]);
         }
         let mut entered = groups.to_vec();
         entered.dedup();
@@ -354,13 +356,16 @@ impl Registry {
         id
     }
 
-    fn group(&mut self, prefix: Vec<u8>, tenant: Option<GroupId>, name: &Arc<str>) -> GroupId {
+    /// The group with these labels, in its tenant's and its namespace's, where it is neither itself.
+    fn group(&mut self, prefix: Vec<u8>, above: [Option<GroupId>; 2], name: &Arc<str>) -> GroupId {
         if let Some(id) = self.group_index.get(&prefix) {
             return *id;
         }
+        let [tenant, namespace] = above;
         let group = Group {
             prefix: prefix.clone(),
             tenant: tenant.unwrap_or_default(),
+            namespace: namespace.unwrap_or_default(),
             series: Vec::new(),
             targets: 0,
             lines: 0,
@@ -372,6 +377,9 @@ impl Registry {
             if !name.starts_with('_') {
                 self.tenants += 1;
             }
+        }
+        if namespace.is_none() {
+            self.group_mut(id).namespace = id;
         }
         self.group_index.insert(prefix, id);
         id
@@ -435,11 +443,11 @@ impl Registry {
         id
     }
 
-    /// One target less in a group; the last takes the series with it. Tenants stay: their totals never fall.
+    /// One target less in a group; the last takes the series with it. Tenants and namespaces stay: their totals never fall.
     fn leave_group(&mut self, id: GroupId) {
         let group = self.group_mut(id);
         group.targets = group.targets.saturating_sub(1);
-        if group.targets > 0 || group.tenant == id {
+        if group.targets > 0 || group.tenant == id || group.namespace == id {
             return;
         }
         let Some(group) = self.groups[id as usize].take() else { return };
@@ -457,14 +465,14 @@ impl Registry {
             tenant.lines = tenant.lines.saturating_sub(lines);
             self.dirty = true;
             if let Some(retired) = retired {
-                self.fold_into(retired, group.tenant, series.value);
+                self.fold_into(retired, group.namespace, series.value);
             }
         }
     }
 
-    /// Adds what a series counted to the tenant's series of its retired family.
-    fn fold_into(&mut self, index: usize, tenant: GroupId, value: Value) {
-        let id = self.series_in(index, tenant, &[]);
+    /// Adds what a series counted to its namespace's series of its retired family.
+    fn fold_into(&mut self, index: usize, namespace: GroupId, value: Value) {
+        let id = self.series_in(index, namespace, &[]);
         let Some(kept) = self.series[id as usize].as_mut() else { return };
         match (&mut kept.value, value) {
             (Value::Number(total), Value::Number(n)) => *total += n,

@@ -77,8 +77,8 @@ fn labels_follow_the_level() {
 #[test]
 fn what_goes_is_folded_into_the_retired_family() {
     let mut registry = registry(Detail::Pod, LIMITS);
-    let one = acquire(&mut registry, ["a", "", "p1", ""]);
-    let two = acquire(&mut registry, ["a", "", "p2", ""]);
+    let one = acquire(&mut registry, ["a", "n", "p1", ""]);
+    let two = acquire(&mut registry, ["a", "n", "p2", ""]);
     registry.add(one, &CALLS, &["read"], 5);
     registry.add(two, &CALLS, &["read"], 6);
     let mut buckets = [0; BUCKETS];
@@ -90,35 +90,38 @@ fn what_goes_is_folded_into_the_retired_family() {
     registry.expire(110);
     let left = lines(&registry.publish(2));
     assert!(
-        left.contains(&(r#"kernmeter_retired_calls{tenant_id="a",k8s_namespace=""}"#.into(), 5)),
+        left.contains(&(r#"kernmeter_retired_calls{tenant_id="a",k8s_namespace="n"}"#.into(), 5)),
         "{left:?}"
     );
-    assert!(
-        left.contains(&(
-            r#"kernmeter_calls{tenant_id="a",k8s_namespace="",pod="p2",syscall="read"}"#.into(),
-            6
-        ))
-    );
+    assert!(left.contains(&(
+        r#"kernmeter_calls{tenant_id="a",k8s_namespace="n",pod="p2",syscall="read"}"#.into(),
+        6
+    )));
     assert_eq!(left.len(), 3);
     assert_eq!((registry.sum(&CALLS), registry.sum(&TIME), registry.count(&TIME)), (11, 40, 2));
     // A workload of the same name starts anew.
-    let again = acquire(&mut registry, ["a", "", "p1", ""]);
+    let again = acquire(&mut registry, ["a", "n", "p1", ""]);
     registry.add(again, &CALLS, &["read"], 1);
     assert_eq!(registry.sum(&CALLS), 12);
 }
 
 #[test]
-fn tenant_totals_outlive_their_workloads() {
-    let mut registry = registry(Detail::Tenant, LIMITS);
+fn totals_of_tenants_and_namespaces_outlive_their_workloads() {
+    for (detail, namespace) in [(Detail::Tenant, ""), (Detail::Namespace, "n")] {
+        totals_stay(registry(detail, LIMITS), namespace);
+    }
+}
+
+fn totals_stay(mut registry: Registry, namespace: &str) {
     for round in 0..3 {
-        let target = acquire(&mut registry, ["a", "", &format!("p{round}"), ""]);
+        let target = acquire(&mut registry, ["a", "n", &format!("p{round}"), ""]);
         registry.add(target, &CALLS, &["read"], 10);
         registry.release(target, round * 1000);
         registry.expire(round * 1000 + 500);
     }
     assert_eq!(
         lines(&registry.publish(1)),
-        [(r#"kernmeter_calls{tenant_id="a",k8s_namespace="",syscall="read"}"#.into(), 30)]
+        [(format!(r#"kernmeter_calls{{tenant_id="a",k8s_namespace="{namespace}",syscall="read"}}"#), 30)]
     );
 }
 
@@ -225,7 +228,8 @@ proptest! {
         let mut total = 0;
         let mut seen: HashMap<String, u64> = HashMap::new();
         for (now, (op, tenant, pod, value)) in steps.into_iter().enumerate() {
-            let target = acquire(&mut registry, [&format!("t{tenant}"), "", &format!("p{pod}"), ""]);
+            let namespace = ["", "n1", "n2"][pod as usize % 3];
+            let target = acquire(&mut registry, [&format!("t{tenant}"), namespace, &format!("p{pod}"), ""]);
             registry.add(target, &CALLS, &[["read", "write"][op as usize % 2]], value);
             total += value;
             if op < 3 { registry.release(target, now as u64) } else { live.push(target) }
@@ -235,7 +239,7 @@ proptest! {
             let snapshot = registry.publish(now as u64);
             let now_lines = lines(&snapshot);
             prop_assert_eq!(now_lines.iter().map(|(_, n)| n).sum::<u64>(), total);
-            for (name, value) in now_lines.iter().filter(|(name, _)| name.contains("retired") || detail == Detail::Tenant) {
+            for (name, value) in now_lines.iter().filter(|(name, _)| name.contains("retired") || detail <= Detail::Namespace) {
                 prop_assert!(seen.insert(name.clone(), *value).unwrap_or(0) <= *value, "{name} fell");
             }
         }
