@@ -114,8 +114,12 @@ fn meters_with_the_units_capabilities() -> Outcome {
     let agent = Confined::start(&mut command)?;
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     // Bits 38 and 39: CAP_PERFMON and CAP_BPF.
-    for set in ["CapEff", "CapPrm", "CapBnd", "CapAmb"] {
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
         ensure!(status.contains(&format!("{set}:\t000000c000000000\n")), "{set} is another:\n{status}");
+    }
+    // Once attached, it sees to it that they cannot be passed on.
+    for set in ["CapInh", "CapAmb"] {
+        ensure!(status.contains(&format!("{set}:\t0000000000000000\n")), "{set} is not empty:\n{status}");
     }
     ensure!(status.contains(&format!("Uid:\t{NOBODY}\t")), "it runs as another user:\n{status}");
     agent.meters()?;
