@@ -115,12 +115,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn labels_of_pods() {
-        let id = "0123456789abcdef".repeat(4);
-        let uid = "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11";
-        let pod = Pod {
-            uid: uid.into(),
+    fn pod() -> Pod {
+        Pod {
+            uid: "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11".into(),
             namespace: "shop".into(),
             name: "cart-7\n".into(),
             resource_version: "".into(),
@@ -129,7 +126,14 @@ mod tests {
             annotations: Box::default(),
             phase: Phase::Running,
             containers: Box::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn labels_of_pods() {
+        let id = "0123456789abcdef".repeat(4);
+        let uid = "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11";
+        let pod = pod();
         let described = |path: String, container| {
             let known = PodFacts { pod: &pod, container, namespace: None };
             let workload =
@@ -176,6 +180,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_pod_makes_bounded_labels(names in prop::array::uniform3(any::<String>()), long in 0..3_usize) {
+            let uid = "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11";
+            let mut names = names;
+            names[long] = names[long].repeat(100);
+            let pod = Pod { uid: uid.into(), namespace: (*names[0]).into(), name: (*names[1]).into(), ..pod() };
+            let known = PodFacts { pod: &pod, container: Some(&names[2]), namespace: None };
+            let facts = CgroupFacts::recognise(format!("/kubepods/pod{uid}/{}", "a".repeat(64)).as_bytes());
+            let workload = describe(&facts, &Verdict::unmatched(), Some(&known));
+            for (value, name) in [workload.namespace, workload.pod, workload.container].iter().zip(&names) {
+                prop_assert!(value.len() <= LABEL_BYTES && !value.contains(unprintable), "{value:?}");
+                prop_assert!(**value == **name || value.contains('~'));
+            }
+        }
+
         #[test]
         fn any_bytes_make_a_bounded_label(raw in proptest::collection::vec(any::<u8>(), 0..400)) {
             let value = label(&raw);

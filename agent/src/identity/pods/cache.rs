@@ -503,20 +503,19 @@ impl PodCache {
 
 /// 64 lower-case hexadecimal digits as 32 bytes.
 fn container_id(id: &str) -> Option<ContainerId> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let mut out = [0; 32];
-    let digits = id.as_bytes();
-    if digits.len() != 2 * out.len() {
-        return None;
+    let digits: &[u8; 2 * size_of::<ContainerId>()] = id.as_bytes().try_into().ok()?;
+    // Without branches: which digits are letters cannot be foreseen.
+    let mut valid = true;
+    let values = digits.map(|digit| {
+        let (number, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
+        valid &= (number < 10) | (letter < 6);
+        if number < 10 { number } else { letter.wrapping_add(10) }
+    });
+    let mut out = ContainerId::default();
+    for (byte, pair) in out.iter_mut().zip(values.as_chunks::<2>().0) {
+        *byte = pair[0] << 4 | pair[1];
     }
-    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(out)
+    valid.then_some(out)
 }
 
 /// As [`crate::identity::path`] reads it from a cgroup's name.
