@@ -508,7 +508,7 @@ fn container_id(id: &str) -> Option<ContainerId> {
     let mut valid = true;
     let values = digits.map(|digit| {
         let (number, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
-        valid &= (number < 10) | (letter < 6);
+        valid &= number < 10 || letter < 6;
         if number < 10 { number } else { letter.wrapping_add(10) }
     });
     let mut out = ContainerId::default();

@@ -350,7 +350,9 @@ fn nanoseconds_per_lookup() {
         let all: Vec<Event> = (0..PODS).map(|n| Listed(usual(n))).collect();
         let begin = std::time::Instant::now();
         cache.apply(ListBegins, 0);
-        all.into_iter().for_each(|event| cache.apply(event, 0));
+        for event in all {
+            cache.apply(event, 0);
+        }
         cache.apply(ListComplete, 0);
         println!("{PODS} pods, {title}: {:.2} ms", begin.elapsed().as_secs_f64() * 1e3);
     }
