@@ -17,6 +17,7 @@ use crate::{
     log,
     run::{self, REVISION, VERSION},
     table::{Look, Sort, Table},
+    web::Watched,
 };
 
 /// Exit code for bad usage and bad configuration.
@@ -45,6 +46,9 @@ enum Command {
         /// Path of the metrics; overrides `web.telemetry_path`
         #[arg(long = "web.telemetry-path", value_name = "PATH", value_parser = values::telemetry_path)]
         telemetry_path: Option<String>,
+        /// TLS, passwords and headers, in the format of Prometheus' exporters; overrides `web.config_file`
+        #[arg(long = "web.config.file", value_name = "FILE")]
+        web_config_file: Option<PathBuf>,
         /// Print where to scrape and, after three seconds, a first table
         #[arg(long)]
         show: bool,
@@ -125,6 +129,9 @@ enum ConfigCommand {
         /// The file, as the other commands take it
         #[arg(long = "config.file", value_name = "FILE", conflicts_with = "file")]
         config_file: Option<PathBuf>,
+        /// Also this web configuration, and every file that it and `access` name
+        #[arg(long = "web.config.file", value_name = "FILE")]
+        web_config_file: Option<PathBuf>,
     },
     /// Print the built-in configuration, with comments
     Default,
@@ -180,7 +187,7 @@ impl From<io::Error> for Failure {
 fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     let mut out = io::stdout().lock();
     match command {
-        Command::Run { common, listen_address, telemetry_path, show } => {
+        Command::Run { common, listen_address, telemetry_path, web_config_file, show } => {
             drop(out);
             let loaded = load(&common)?;
             let mut config = configure(&common, loaded.clone());
@@ -190,10 +197,14 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             if let Some(path) = telemetry_path {
                 config.web.telemetry_path = path;
             }
+            if web_config_file.is_some() {
+                config.web.config_file = web_config_file;
+            }
             start_log(config.log)?;
+            let web = open_web(&config)?;
             let runtime = runtime()?;
             runtime
-                .block_on(run::run(config, loaded, common.file, show))
+                .block_on(run::run(config, loaded, common.file, web, show))
                 .map_err(|error| Failure::Runtime(error.to_string()))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -224,9 +235,13 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             out.write_all(Config::default_yaml().as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Config { command: ConfigCommand::Check { file, config_file } } => {
+        Command::Config { command: ConfigCommand::Check { file, config_file, web_config_file } } => {
             let file = file.or(config_file);
-            run::load(file.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+            let config = run::load(file.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+            if web_config_file.is_some() {
+                Watched::load(web_config_file.as_deref(), &config.access)
+                    .map_err(|error| Failure::Usage(error.to_string()))?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Probes { json } => {
@@ -288,6 +303,19 @@ fn configure(common: &Common, mut config: Config) -> Config {
         };
     }
     config
+}
+
+/// Reads who may read what. That it travels in the clear is said once.
+fn open_web(config: &Config) -> Result<Watched, Failure> {
+    let web = Watched::load(config.web.config_file.as_deref(), &config.access)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let door = web.guard().door();
+    if door.is_guarded() && door.tls().is_none() && !config.web.listen_address.ip().is_loopback() {
+        tracing::warn!(
+            "tokens and passwords travel unencrypted: add tls_server_config to the web configuration"
+        );
+    }
+    Ok(web)
 }
 
 fn start_log(config: Log) -> Result<(), Failure> {

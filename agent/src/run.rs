@@ -25,6 +25,7 @@ use crate::{
     },
     serve::{AppState, Limits, ServeError, Server},
     table,
+    web::Watched,
 };
 
 /// The binary's version.
@@ -60,11 +61,17 @@ pub enum RunError {
     Signals(#[source] std::io::Error),
 }
 
-/// Runs until SIGTERM or SIGINT. `loaded` is `file` without what the command line overrides in `config`. `show` prints a first table to standard output.
+/// Runs until SIGTERM or SIGINT. `web` says who may read what. `loaded` is `file` without what the command line overrides in `config`. `show` prints a first table to standard output.
 ///
 /// # Errors
 /// The agent could not start. Nothing stays behind in the kernel.
-pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bool) -> Result<(), RunError> {
+pub async fn run(
+    config: Config,
+    loaded: Config,
+    file: Option<PathBuf>,
+    web: Watched,
+    show: bool,
+) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
     let wanted = config.web.listen_address;
     // A host without IPv6 has no `::`: asked for as `:PORT`, the server falls back to every IPv4 address.
@@ -77,13 +84,9 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
     let engine = Rc::new(RefCell::new(engine));
     let own = SelfMetrics::new(VERSION, REVISION);
     let max_age = config.drain.stressed.max(config.drain.normal) * STALE_INTERVALS;
-    let state = Arc::new(AppState::new(
-        own.clone(),
-        &config.web.telemetry_path,
-        VERSION,
-        max_age,
-        Box::new(monotonic_ns),
-    ));
+    let state =
+        AppState::new(own.clone(), &config.web.telemetry_path, VERSION, max_age, Box::new(monotonic_ns));
+    let state = Arc::new(state.with_guard(web.guard()));
     let mut metering = Metering {
         engine: Rc::clone(&engine),
         own,
@@ -95,6 +98,7 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
         loaded,
         config_file: FileWatch::new(file.clone()),
         file,
+        web,
         kernel_log: engine
             .borrow_mut()
             .kernel_mut()
@@ -107,9 +111,7 @@ pub async fn run(config: Config, loaded: Config, file: Option<PathBuf>, show: bo
 
     let address = server.local_addr();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::task::spawn(server.serve(Arc::clone(&state), async {
-        let _ = stopped.await;
-    }));
+    let serving = serve(server, Arc::clone(&state), stopped)?;
     tracing::info!(
         version = VERSION,
         address = %address,
@@ -174,6 +176,30 @@ pub fn start(config: &Config) -> Result<(Engine, Option<Pods>), RunError> {
     Ok((engine, pods))
 }
 
+/// Serves on a thread of its own: rendering, compressing and handshakes never hold up a drain. Completes when the server
+/// has stopped.
+fn serve(
+    server: Server,
+    state: Arc<AppState>,
+    stopped: tokio::sync::oneshot::Receiver<()>,
+) -> Result<tokio::sync::oneshot::Receiver<()>, RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(ServeError::Accept)?;
+    let (done, serving) = tokio::sync::oneshot::channel();
+    let run = move || {
+        let result = runtime.block_on(server.serve(state, async {
+            let _ = stopped.await;
+        }));
+        if let Err(error) = result {
+            tracing::error!(%error, "the server stopped");
+        }
+        // Nobody waits any more if the agent ended meanwhile.
+        let _ = done.send(());
+    };
+    std::thread::Builder::new().name("http".into()).spawn(run).map_err(ServeError::Accept)?;
+    Ok(serving)
+}
+
 struct Metering {
     engine: Rc<RefCell<Engine>>,
     own: SelfMetrics,
@@ -187,6 +213,7 @@ struct Metering {
     loaded: Config,
     file: Option<PathBuf>,
     config_file: FileWatch,
+    web: Watched,
     /// The kernel side's rare messages.
     kernel_log: Option<KernelLog>,
 }
@@ -218,7 +245,8 @@ impl Metering {
                 _ = load_tick.tick() => {
                     decision = self.read_load();
                     self.watchdog();
-                    if self.config_file.changed() {
+                    // Both are asked, so that neither is read twice.
+                    if self.config_file.changed() | self.web.changed() {
                         self.reload();
                     }
                     if let Some(kernel_log) = &mut self.kernel_log {
@@ -412,6 +440,7 @@ impl Metering {
 
     fn try_reload(&mut self) -> Result<Vec<&'static str>, String> {
         let new = load(self.file.as_deref()).map_err(|error| error.to_string())?;
+        self.web.reload(&new.access).map_err(|error| error.to_string())?;
         self.engine.borrow_mut().reload(&new).map_err(|error| error.to_string())?;
         if let Some(pods) = &self.pods {
             pods.want(self.engine.borrow().wanted());

@@ -1,8 +1,10 @@
 //! In: a YAML file; out: a checked configuration, or one line that says what is wrong, where, and what to do. Starts
 //! nothing.
 
+mod access;
 mod schema;
 pub mod values;
+pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,6 +13,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use access::{Access, Credentials};
 
 use crate::adapt;
 use crate::family::Detail;
@@ -42,6 +46,8 @@ pub struct Config {
     pub tenants: RuleSet,
     /// Where pods' names come from.
     pub kubernetes: Kubernetes,
+    /// Who may read what.
+    pub access: Access,
 }
 
 /// `web`.
@@ -53,6 +59,8 @@ pub struct Web {
     pub telemetry_path: String,
     /// Connections served at once.
     pub max_connections: u32,
+    /// TLS, passwords and headers, in the format of Prometheus' exporters.
+    pub config_file: Option<PathBuf>,
 }
 
 /// `log`.
@@ -280,6 +288,7 @@ impl Default for Config {
                 listen_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 10058)),
                 telemetry_path: "/metrics".into(),
                 max_connections: 128,
+                config_file: None,
             },
             log: Log { level: LogLevel::Info, format: LogFormat::Logfmt },
             kernel: Kernel {
@@ -296,6 +305,7 @@ impl Default for Config {
             limits: Limits { series_per_tenant: 5000, tenants: 1000, retention: Duration::from_mins(10) },
             tenants: RuleSet::default(),
             kubernetes: Kubernetes::default(),
+            access: Access::default(),
         }
     }
 }
@@ -320,7 +330,12 @@ impl Config {
             let line = before.split(|b| *b == b'\n').count();
             ConfigError::NotUtf8 { file: file.clone(), line, column: before.len() - line_start + 1 }
         })?;
-        Self::parse(text, &file, known)
+        let mut config = Self::parse(text, &file, known)?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        // Joining an absolute path gives that path.
+        let files = config.access.bearer_token_files_mut().chain(&mut config.web.config_file);
+        files.for_each(|named| *named = directory.join(&*named));
+        Ok(config)
     }
 
     /// Checks a YAML text; `file` names it in errors.

@@ -5,27 +5,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_saphyr::{DuplicateKeyPolicy, Error as YamlError, Location, MergeKeyPolicy, Spanned};
+use serde_saphyr::{Location, Spanned};
 
+use super::access;
 use super::values::{
-    absolute_path, did_you_mean, duration_in, listen_address, node_name, one_of, percent_in, shown, size_in,
-    telemetry_path, whole_in,
+    absolute_path, did_you_mean, duration_in, file_path, listen_address, node_name, one_of, percent_in,
+    shown, size_in, telemetry_path, whole_in,
 };
+use super::yaml::{Problem, Scalar, at, read, set};
 use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, PodSource, ReadMode};
 use crate::family::Detail;
 use crate::identity::UNKNOWN;
 use crate::identity::rules::{
     AllowSpec, MatchSpec, Outcome, Place, RuleError, RuleSpec, Rules, condition_key,
 };
-
-/// What is wrong, and where.
-pub(super) struct Problem {
-    pub line: u64,
-    pub column: u64,
-    pub message: String,
-}
-
-type Scalar = Spanned<String>;
 
 macro_rules! section {
     ($name:ident { $($(#[$meta:meta])* $field:ident: $type:ty),* $(,)? }) => {
@@ -44,8 +37,14 @@ section!(RawConfig {
     limits: RawLimits,
     tenants: RawTenants,
     kubernetes: RawKubernetes,
+    access: access::RawAccess,
 });
-section!(RawWeb { listen_address: Scalar, telemetry_path: Scalar, max_connections: Scalar });
+section!(RawWeb {
+    listen_address: Scalar,
+    telemetry_path: Scalar,
+    max_connections: Scalar,
+    config_file: Scalar
+});
 section!(RawLog { level: Scalar, format: Scalar });
 section!(RawKernel {
     memory_budget: Scalar,
@@ -128,13 +127,7 @@ const DETAILS: &[(&str, Detail)] = &[
 ];
 
 pub(super) fn parse(text: &str, known: &Known<'_>) -> Result<Config, Problem> {
-    let options = serde_saphyr::options! {
-        with_snippet: false,
-        duplicate_keys: DuplicateKeyPolicy::Error,
-        merge_keys: MergeKeyPolicy::Error,
-    };
-    let raw: RawConfig =
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| of_yaml(&error))?;
+    let raw: RawConfig = read(text)?;
     let mut config = Config::default();
     web(&mut config, raw.web.unwrap_or_default())?;
     log(&mut config, raw.log.unwrap_or_default())?;
@@ -144,23 +137,8 @@ pub(super) fn parse(text: &str, known: &Known<'_>) -> Result<Config, Problem> {
     limits(&mut config, raw.limits.unwrap_or_default())?;
     tenants(&mut config, raw.tenants.unwrap_or_default())?;
     kubernetes(&mut config, raw.kubernetes.unwrap_or_default())?;
+    access::read(&mut config.access, raw.access.unwrap_or_default())?;
     Ok(config)
-}
-
-fn at(location: Location, message: String) -> Problem {
-    Problem { line: location.line(), column: location.column(), message }
-}
-
-/// Sets a value that is given; returns where.
-fn set<T>(
-    target: &mut T,
-    raw: Option<Scalar>,
-    key: &str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<Option<Location>, Problem> {
-    let Some(raw) = raw else { return Ok(None) };
-    *target = parse(&raw.value).map_err(|message| at(raw.referenced, format!("{key}: {message}")))?;
-    Ok(Some(raw.referenced))
 }
 
 /// Values that contradict each other, at the last of them that was given. Defaults agree with each other, so at least
@@ -178,6 +156,7 @@ fn web(config: &mut Config, raw: RawWeb) -> Result<(), Problem> {
     set(&mut web.listen_address, raw.listen_address, "web.listen_address", listen_address)?;
     set(&mut web.telemetry_path, raw.telemetry_path, "web.telemetry_path", telemetry_path)?;
     set(&mut web.max_connections, raw.max_connections, "web.max_connections", whole_in(1..=65_536))?;
+    set(&mut web.config_file, raw.config_file, "web.config_file", |text| file_path(text).map(Some))?;
     Ok(())
 }
 
@@ -464,35 +443,4 @@ fn allowed(list: Spanned<Vec<Spanned<RawAllow>>>, keys: &mut Vec<(String, Locati
         }
     });
     entries.collect()
-}
-
-fn of_yaml(error: &YamlError) -> Problem {
-    let error = error.without_snippet();
-    let message = match error {
-        YamlError::SerdeUnknownField { field, expected, .. } => {
-            let hint = did_you_mean(field, expected);
-            let hint = if hint.is_empty() { format!(", use one of {}", expected.join(", ")) } else { hint };
-            format!("unknown key `{}`{hint}", shown(field))
-        }
-        YamlError::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key `{}` appears twice: remove one", shown(key))
-        }
-        YamlError::Unexpected { expected: "string scalar", .. } => "expected a single value here".into(),
-        YamlError::Unexpected { expected: "mapping start", .. } => "expected `key: value` lines here".into(),
-        YamlError::Unexpected { expected: "sequence start", .. } => {
-            "expected a list here: write `- item` lines or `[item, item]`".into()
-        }
-        YamlError::NullIntoString { .. } => "expected a value here, found nothing".into(),
-        YamlError::MultipleDocuments { .. } => "a second YAML document begins here: keep one".into(),
-        YamlError::MergeKeyNotAllowed { .. } => {
-            "merge keys (`<<`) are not supported: write the keys out".into()
-        }
-        other => {
-            let text = other.to_string();
-            let text = text.split(" at line ").next().unwrap_or_default();
-            let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
-            format!("broken YAML: {text}: see `kernmeter config default` for the form")
-        }
-    };
-    at(error.location().unwrap_or(Location::UNKNOWN), message)
 }

@@ -15,6 +15,11 @@ const KEYS: &[&str] = &[
     "web.listen_address",
     "web.telemetry_path",
     "web.max_connections",
+    "web.config_file",
+    "access.operators.bearer_token_files",
+    "access.operators.basic_auth_users",
+    "access.operators.client_certificates",
+    "access.tenants",
     "log.level",
     "log.format",
     "kernel.memory_budget",
@@ -99,6 +104,70 @@ fn every_key_is_in_the_default_file_and_the_documentation() {
         let (_, listed) = error.split_once("use one of ").unwrap_or_else(|| panic!("{error}"));
         assert_eq!(listed.split(", ").collect::<BTreeSet<_>>(), keys, "section {section:?}");
     }
+}
+
+#[test]
+fn who_may_read_what() {
+    let config = good(
+        "access:
+  operators: {basic_auth_users: [ops], client_certificates: ['CN=ops']}
+  tenants:
+    acme: {bearer_token_files: [tokens/acme, /etc/acme]}
+    b.2: {basic_auth_users: [b], client_certificates: [b.example]}
+",
+    );
+    let lists: Vec<_> = config.access.lists().collect();
+    assert_eq!(lists.len(), 3);
+    assert_eq!((lists[0].0, lists[1].0, lists[2].0), (None, Some("acme"), Some("b.2")));
+    assert_eq!(lists[1].1.bearer_token_files, [Path::new("tokens/acme"), Path::new("/etc/acme")]);
+    assert!(!config.access.is_empty() && Config::default().access.is_empty());
+    for (yaml, part) in [
+        ("{operator: {}}", "did you mean `operators`?"),
+        ("{operators: {tokens: []}}", "unknown key `tokens`"),
+        ("{operators: {bearer_token_files: x}}", "expected a list"),
+        ("{operators: {bearer_token_files: ['']}}", "access.operators.bearer_token_files: `` is no path"),
+        ("{operators: {basic_auth_users: ['a:b']}}", "no user name has a colon"),
+        ("{operators: {basic_auth_users: [\"a\\nb\"]}}", "is no name"),
+        ("{operators: {client_certificates: ['CN=']}}", "`CN=` is no name"),
+        ("{tenants: {_host: {basic_auth_users: [a]}}}", "access.tenants._host: no tenant has this name"),
+        ("{tenants: {'a/b': {basic_auth_users: [a]}}}", "no tenant has this name"),
+        ("{tenants: {'../a': {basic_auth_users: [a]}}}", "no tenant has this name"),
+        ("{tenants: {a: {}}}", "access.tenants.a: gives nobody access"),
+        (
+            "{tenants: {a: {basic_auth_users: [x]}, b: {basic_auth_users: [x]}}}",
+            "`x` is already in access.tenants.a",
+        ),
+        (
+            "{operators: {client_certificates: [x]}, tenants: {a: {client_certificates: [x]}}}",
+            "`x` is already in access.operators",
+        ),
+        (
+            "{tenants: {a: {bearer_token_files: [x]}, b: {bearer_token_files: [x]}}}",
+            "`x` is already in access.tenants.a: one reader, one list",
+        ),
+    ] {
+        let error = parse(&format!("access: {yaml}")).expect_err(yaml);
+        assert!(error.contains(part), "{yaml}: {error}");
+    }
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let dir = std::env::temp_dir().join(format!("kernmeter-config-paths-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("kernmeter.yml");
+    std::fs::write(
+        &file,
+        "{web: {config_file: web.yml}, access: {tenants: {a: {bearer_token_files: [t/a, /etc/a]}}}}",
+    )
+    .unwrap();
+    let config = Config::load(Some(&file), &KNOWN).unwrap();
+    assert_eq!(config.web.config_file, Some(dir.join("web.yml")));
+    assert_eq!(
+        config.access.tenants["a"].bearer_token_files,
+        [dir.join("t/a"), Path::new("/etc/a").to_owned()]
+    );
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// A piece of outside text for an error line: escaped and cut.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut out: String = text.chars().take(60).flat_map(char::escape_debug).collect();
     if text.chars().nth(60).is_some() {
         out.push_str("...");
@@ -142,7 +142,7 @@ pub(super) fn percent_in(range: RangeInclusive<f64>) -> impl Fn(&str) -> Result<
 }
 
 /// One of a few words.
-pub(super) fn one_of<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(&str) -> Result<T, String> {
+pub(crate) fn one_of<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(&str) -> Result<T, String> {
     move |text| {
         choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
             let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
@@ -214,8 +214,16 @@ pub fn telemetry_path(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// The path of a file; relative ones are the caller's to resolve.
+pub(crate) fn file_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.len() > 4095 || text.contains('\0') {
+        return Err(format!("`{}` is no path: write that of a file", shown(text)));
+    }
+    Ok(text.into())
+}
+
 /// `, did you mean ...?` if a candidate is close to a misspelt word, else nothing.
-pub(super) fn did_you_mean(word: &str, candidates: &[&str]) -> String {
+pub(crate) fn did_you_mean(word: &str, candidates: &[&str]) -> String {
     closest(word, candidates).map(|found| format!(", did you mean `{found}`?")).unwrap_or_default()
 }
 

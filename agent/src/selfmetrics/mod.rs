@@ -182,6 +182,8 @@ tables! {
     tenant_rule_refusals: Counter "kernmeter_tenant_rule_refusals" [""] ["reason"]
         "Tenant names that rules produced and that were refused.";
     config_reloads: Counter "kernmeter_config_reloads" [""] ["result"] "Configuration reloads, by result.";
+    access_refusals: Counter "kernmeter_access_refusals" [""] ["reason"]
+        "Requests and TLS handshakes refused for their credentials, by reason.";
     scrapes: Counter "kernmeter_scrapes" [""] ["format", "code"]
         "Scrapes answered, by format and HTTP status code.";
     process_cpu: Counter "process_cpu" ["seconds"] [] "Total user and system CPU time spent.";
@@ -381,6 +383,11 @@ impl SelfMetrics {
         self.tables().config_reloads.add([if success { "success" } else { "failure" }], 1);
     }
 
+    /// Counts one request or handshake refused for its credentials; `reason` is one of a fixed few.
+    pub fn count_access_refusal(&self, reason: &str) {
+        self.tables().access_refusals.add([reason], 1);
+    }
+
     /// Counts one scrape; `format` is `None` when none was answered with.
     pub fn count_scrape(&self, format: Option<Format>, code: u16) {
         let code = code.to_string();
@@ -413,6 +420,7 @@ impl SelfMetrics {
         self.set_series([("", 0)]);
         self.set_series_limited(0);
         self.set_tenant_rule_refusals([("", 0)]);
+        self.count_access_refusal("");
         self.count_scrape(None, 200);
         self.set_process(&ProcessStats { max_fds: Some(0), ..ProcessStats::default() });
     }

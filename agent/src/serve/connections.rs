@@ -15,7 +15,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::Limits;
@@ -161,7 +160,7 @@ impl Connections {
         table.0 += 1;
         let id = table.0;
         table.1.push(Entry { id, peer, progress: Arc::clone(&progress) });
-        Seat { connections: Arc::clone(this), id, progress }
+        Seat { connections: Arc::clone(this), id, peer, progress }
     }
 
     /// Completes when a seat is free, cutting connections without progress until one is. Holds nothing if dropped.
@@ -220,12 +219,18 @@ impl Connections {
 pub(super) struct Seat {
     connections: Arc<Connections>,
     id: u64,
+    peer: IpAddr,
     progress: Arc<Progress>,
 }
 
 impl Seat {
     pub(super) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+
+    /// Where it comes from.
+    pub(super) fn peer(&self) -> IpAddr {
+        self.peer
     }
 
     /// Whether no other connection could be admitted now.
@@ -241,14 +246,14 @@ impl Drop for Seat {
     }
 }
 
-/// A stream that reports its progress.
-pub(super) struct Watched {
-    stream: TcpStream,
+/// A stream that reports its progress. Of TLS it watches what is inside: half a record is no sign of life.
+pub(super) struct Watched<S> {
+    stream: S,
     progress: Arc<Progress>,
 }
 
-impl Watched {
-    pub(super) fn new(stream: TcpStream, progress: Arc<Progress>) -> Self {
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, progress: Arc<Progress>) -> Self {
         Self { stream, progress }
     }
 
@@ -260,7 +265,7 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -275,7 +280,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

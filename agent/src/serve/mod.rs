@@ -8,7 +8,11 @@ mod routes;
 mod state;
 
 #[cfg(test)]
+mod access_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,12 +26,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
-use crate::web::Reader;
+use crate::web::{Door, Guard};
 use body::Body;
 use connections::{Connections, Seat, Watched};
+use routes::Caller;
 pub use state::{AppState, Clock, SnapshotCell};
 
 /// Largest request line and headers together, bytes.
@@ -201,21 +208,60 @@ async fn pause_after(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(500)).await;
 }
 
-/// One connection from its first byte to its end.
+/// One connection from its first byte to its end. The handshake, if there is one, shares the deadline of the first
+/// request's first byte.
 async fn converse(stream: TcpStream, seat: Seat, state: Arc<AppState>, mut stopping: watch::Receiver<bool>) {
     // Answers are written whole: waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
+    // Before the door is looked at: another one in the meantime closes the connection.
+    let changes = state.guard().changes();
+    let door = changes.borrow().clone();
+    let Some(tls) = door.tls() else {
+        let caller = Caller { address: seat.peer(), certificate: None };
+        return talk(stream, caller, &seat, &state, stopping, changes).await;
+    };
+    let progress = seat.progress();
+    let accepted = tokio::select! {
+        accepted = TlsAcceptor::from(Arc::clone(tls)).accept(stream) => accepted.map_err(|error| error.to_string()),
+        () = progress.cut() => Err("too slow".to_owned()),
+        _ = stopping.wait_for(|stop| *stop) => return,
+    };
+    match accepted {
+        Ok(stream) => {
+            let chain = stream.get_ref().1.peer_certificates();
+            let certificate = chain.and_then(|chain| chain.first()).map(|leaf| Guard::names(leaf));
+            let caller = Caller { address: seat.peer(), certificate };
+            talk(stream, caller, &seat, &state, stopping, changes).await;
+        }
+        Err(error) => {
+            state.own().count_access_refusal("tls");
+            tracing::debug!(error, "no handshake");
+        }
+    }
+}
+
+/// HTTP on a stream that is ready for it.
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    caller: Caller,
+    seat: &Seat,
+    state: &AppState,
+    mut stopping: watch::Receiver<bool>,
+    mut changes: watch::Receiver<Arc<Door>>,
+) {
     let progress = seat.progress();
     let service = service_fn(|request: hyper::Request<Incoming>| {
         progress.request_begun();
-        let mut response = routes::respond(&state, &request, Some(&Reader::Operator));
-        // A full house keeps nobody waiting for a seat that is merely kept warm; a body is never read.
-        if seat.house_is_full() || routes::has_body(&request) {
-            let close = hyper::header::HeaderValue::from_static("close");
-            response.headers_mut().insert(hyper::header::CONNECTION, close);
+        let (caller, progress) = (&caller, Arc::clone(&progress));
+        async move {
+            let mut response = routes::answer(state, &request, caller).await;
+            // A full house keeps nobody waiting for a seat that is merely kept warm; a body is never read.
+            if seat.house_is_full() || routes::has_body(&request) {
+                let close = hyper::header::HeaderValue::from_static("close");
+                response.headers_mut().insert(hyper::header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response.map(|bytes| Body::new(bytes, progress)))
         }
-        let response = response.map(|bytes| Body::new(bytes, Arc::clone(&progress)));
-        std::future::ready(Ok::<_, Infallible>(response))
     });
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&progress)));
     let mut connection = pin!(
@@ -238,7 +284,8 @@ async fn converse(stream: TcpStream, seat: Seat, state: Arc<AppState>, mut stopp
                 return;
             }
             () = progress.cut() => return,
-            _ = stopping.wait_for(|stop| *stop), if !told_to_stop => {
+            // What has been shown and agreed on may count no more: who comes again shows it again.
+            () = told(&mut stopping, &mut changes), if !told_to_stop => {
                 told_to_stop = true;
                 if progress.is_between_requests() {
                     return;
@@ -246,5 +293,13 @@ async fn converse(stream: TcpStream, seat: Seat, state: Arc<AppState>, mut stopp
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// Completes when the server stops or its door is another.
+async fn told(stopping: &mut watch::Receiver<bool>, changes: &mut watch::Receiver<Arc<Door>>) {
+    tokio::select! {
+        _ = stopping.wait_for(|stop| *stop) => {}
+        _ = changes.changed() => {}
     }
 }

@@ -1,21 +1,23 @@
 //! In: a request's method, path and headers; out: the whole response. Reads no body, knows no sockets.
 
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use hyper::body::Body;
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS,
+    CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::bodies::View;
 use super::state::AppState;
 use crate::exposition::{accepts_gzip, negotiate};
-use crate::web::Reader;
+use crate::web::{Names, Reader, Refusal};
 
-/// Who asks without credentials where none are needed: may see what a tenant of no series may.
+/// Who shows no credentials where none are needed: sees what a tenant without series sees.
 static NOBODY: LazyLock<Reader> = LazyLock::new(|| Reader::Tenant("".into()));
 
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -57,15 +59,56 @@ fn is_tenant_name(name: &str) -> bool {
         && inner.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Answers one request of a reader that his credentials have told, or of nobody. The path chooses among what the reader
-/// may see, headers choose the format; the query is ignored.
-pub(super) fn respond<B>(state: &AppState, request: &Request<B>, reader: Option<&Reader>) -> Response<Bytes> {
+/// Who speaks on a connection.
+pub(super) struct Caller {
+    pub(super) address: IpAddr,
+    /// The names of the verified certificate, if one was shown.
+    pub(super) certificate: Option<Names>,
+}
+
+/// Answers one request.
+pub(super) async fn answer<B>(state: &AppState, request: &Request<B>, caller: &Caller) -> Response<Bytes> {
+    let door = state.guard().door();
     let route = Route::of(request.uri().path(), state.telemetry_path());
-    // Nobody learns which other paths there are.
-    let Some(reader) = reader.or(matches!(route, Route::Alive | Route::Ready).then_some(&NOBODY)) else {
-        state.own().count_scrape(None, StatusCode::UNAUTHORIZED.as_u16());
-        return text(StatusCode::UNAUTHORIZED, PLAIN, "unauthorized\n");
+    // Whether the agent is alive is nobody's secret: a probe's credentials, if any, are not even looked at.
+    let known = if route == Route::Alive && door.is_guarded() {
+        Err(Refusal::Missing)
+    } else {
+        state.guard().identify(request.headers(), caller.certificate.as_ref(), caller.address).await
     };
+    let open = matches!(route, Route::Alive | Route::Ready);
+    let mut response = match known {
+        Err(refusal) if !open => {
+            state.own().count_access_refusal(refusal.as_str());
+            refuse(state, refusal, &door.challenges())
+        }
+        known => respond(state, request, route, known.as_ref().unwrap_or(&NOBODY)),
+    };
+    for (name, value) in door.headers() {
+        response.headers_mut().insert(name, value.clone());
+    }
+    response
+}
+
+/// Who is refused learns nothing but how to ask, whatever he asked for.
+fn refuse(state: &AppState, refusal: Refusal, challenges: &[HeaderValue]) -> Response<Bytes> {
+    if refusal == Refusal::Busy {
+        state.own().count_scrape(None, StatusCode::SERVICE_UNAVAILABLE.as_u16());
+        let mut response = text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, "busy, try again\n");
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        return response;
+    }
+    state.own().count_scrape(None, StatusCode::UNAUTHORIZED.as_u16());
+    let mut response = text(StatusCode::UNAUTHORIZED, PLAIN, "unauthorized\n");
+    for challenge in challenges {
+        response.headers_mut().append(WWW_AUTHENTICATE, challenge.clone());
+    }
+    response
+}
+
+/// Answers one request of a reader that his credentials have told. The path chooses among what the reader may see, headers
+/// choose the format; the query is ignored.
+fn respond<B>(state: &AppState, request: &Request<B>, route: Route<'_>, reader: &Reader) -> Response<Bytes> {
     let view = match (route, reader) {
         (Route::Metrics, Reader::Operator) => Some(View::Everything),
         (Route::Metrics, Reader::Tenant(own)) => Some(View::Tenant(Arc::clone(own))),

@@ -10,6 +10,7 @@ use super::bodies::{Bodies, View};
 use crate::exposition::Format;
 use crate::registry::Snapshot;
 use crate::selfmetrics::SelfMetrics;
+use crate::web::Guard;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
@@ -46,6 +47,7 @@ pub struct AppState {
     /// Why the agent sees nothing; `None` when it does.
     blind: RwLock<Option<String>>,
     bodies: Bodies,
+    guard: Arc<Guard>,
 }
 
 impl fmt::Debug for AppState {
@@ -73,7 +75,18 @@ impl AppState {
             clock,
             blind: RwLock::new(Some("starting: no probe attached yet".to_owned())),
             bodies: Bodies::default(),
+            guard: Arc::default(),
         }
+    }
+
+    /// Asks `guard` who a request is from. Without it everybody is an operator.
+    #[must_use]
+    pub fn with_guard(self, guard: Arc<Guard>) -> Self {
+        Self { guard, ..self }
+    }
+
+    pub(super) fn guard(&self) -> &Guard {
+        &self.guard
     }
 
     /// Where snapshots are published.

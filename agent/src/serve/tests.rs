@@ -13,7 +13,7 @@ use super::*;
 use crate::registry::{Family, FamilyLayout, Kind, Layout, Scale, SeriesLayout, Snapshot};
 use crate::selfmetrics::SelfMetrics;
 
-const HANG: Duration = Duration::from_secs(20);
+pub(super) const HANG: Duration = Duration::from_secs(20);
 const NEVER: Duration = Duration::from_hours(1);
 const SECOND: u64 = 1_000_000_000;
 
@@ -26,16 +26,16 @@ static FAMILY: Family = Family {
     labels: &[],
 };
 
-struct Running {
-    address: SocketAddr,
-    state: Arc<AppState>,
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
+    pub(super) state: Arc<AppState>,
     clock: Arc<AtomicU64>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// Deadlines that never pass and no eviction, so that a test can shorten the one it is about.
-fn patient() -> Limits {
+pub(super) fn patient() -> Limits {
     Limits {
         max_connections: 64,
         header_timeout: NEVER,
@@ -47,16 +47,22 @@ fn patient() -> Limits {
 }
 
 impl Running {
-    fn start(limits: Limits) -> Self {
+    pub(super) fn start(limits: Limits) -> Self {
+        Self::guarded(limits, Arc::default())
+    }
+
+    /// With somebody at the door.
+    pub(super) fn guarded(limits: Limits, guard: Arc<Guard>) -> Self {
         let clock = Arc::new(AtomicU64::new(100 * SECOND));
         let shared = Arc::clone(&clock);
-        let state = Arc::new(AppState::new(
+        let state = AppState::new(
             SelfMetrics::new("0.1.0<", "abc"),
             "/metrics",
             "0.1.0<",
             Duration::from_mins(1),
             Box::new(move || shared.load(SeqCst)),
-        ));
+        );
+        let state = Arc::new(state.with_guard(guard));
         let server = Server::bind("127.0.0.1:0").unwrap().with_limits(limits);
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();
@@ -72,7 +78,7 @@ impl Running {
     }
 
     /// Publishes `series` series with labels of `label_bytes` bytes each.
-    fn publish(&self, series: u32, label_bytes: usize) {
+    pub(super) fn publish(&self, series: u32, label_bytes: usize) {
         let labels = |i| format!("tenant_id=\"{i}{}\"", "x".repeat(label_bytes)).into_bytes().into();
         let series = (0..series).map(|i| SeriesLayout { labels: labels(i), first: 0, tenant: 0 }).collect();
         let families = vec![FamilyLayout { family: &FAMILY, series }];
@@ -83,14 +89,14 @@ impl Running {
         self.state.snapshots().publish(Arc::new(snapshot));
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(HANG)).unwrap();
         stream.set_write_timeout(Some(HANG)).unwrap();
         stream
     }
 
-    fn exchange(&self, request: impl AsRef<[u8]>) -> Response {
+    pub(super) fn exchange(&self, request: impl AsRef<[u8]>) -> Response {
         let mut stream = self.connect();
         stream.write_all(request.as_ref()).unwrap();
         let mut raw = Vec::new();
@@ -98,7 +104,7 @@ impl Running {
         Response::parse(&raw)
     }
 
-    fn get(&self, path: &str, headers: &str) -> Response {
+    pub(super) fn get(&self, path: &str, headers: &str) -> Response {
         self.exchange(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"))
     }
 
@@ -125,31 +131,36 @@ impl Drop for Running {
     }
 }
 
-struct Response {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: Vec<u8>,
 }
 
 impl Response {
-    fn parse(raw: &[u8]) -> Self {
+    pub(super) fn parse(raw: &[u8]) -> Self {
         let end = raw.windows(4).position(|w| w == b"\r\n\r\n").expect("no end of headers") + 4;
         let head = String::from_utf8(raw[..end].to_vec()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Self { status, head: head.to_ascii_lowercase(), body: raw[end..].to_vec() }
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    fn text(&self) -> &str {
+    pub(super) fn headers(&self, name: &str) -> Vec<&str> {
+        let values = self.head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        values.collect()
+    }
+
+    pub(super) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 }
 
 /// Whether the server ended the connection, by EOF or reset, before the client's patience did.
-fn is_closed(stream: &mut TcpStream) -> bool {
+pub(super) fn is_closed(stream: &mut TcpStream) -> bool {
     let mut sink = Vec::new();
     match stream.read_to_end(&mut sink) {
         Ok(_) => true,

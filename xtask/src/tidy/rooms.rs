@@ -42,7 +42,7 @@ const ROOMS: &[Room] = &[
     room("exposition", &["allocations", "escape", "family", "registry"]),
     room("selfmetrics", &["escape", "exposition", "family", "registry"]),
     // Who may read what: files and credentials, no series.
-    room("web", &["config"]),
+    room("web", &["config", "filewatch", "identity"]),
     room("serve", &["exposition", "registry", "selfmetrics", "web"]),
     room("table", &["family", "probes", "registry"]),
     room("log", &["config"]),
