@@ -6,6 +6,7 @@
 )]
 
 pub mod agent;
+pub mod apiserver;
 pub mod cgroup;
 pub mod http;
 pub mod kernel;
