@@ -209,9 +209,8 @@ impl Stream {
                 return;
             }
             self.position = now.0;
-            if let Some(every) = every.filter(|every| self.bookmarks && marked.elapsed() >= *every) {
+            if every.is_some_and(|every| self.bookmarks && marked.elapsed() >= every) {
                 marked = Instant::now();
-                let _ = every;
                 let object =
                     json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": now.1}});
                 if self.say(&json!({"type": "BOOKMARK", "object": object}).to_string()).await.is_err() {
@@ -327,15 +326,12 @@ fn decoded(text: &str) -> String {
         let code = (*first == b'%' && after.len() >= 2)
             .then(|| u8::from_str_radix(std::str::from_utf8(&after[..2]).ok()?, 16).ok())
             .flatten();
-        match code {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(if *first == b'+' { b' ' } else { *first });
-                rest = after;
-            }
+        if let Some(byte) = code {
+            bytes.push(byte);
+            rest = &after[2..];
+        } else {
+            bytes.push(if *first == b'+' { b' ' } else { *first });
+            rest = after;
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

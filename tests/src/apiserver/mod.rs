@@ -186,7 +186,7 @@ impl ApiServer {
         let mut cluster = format!("server: '{scheme}://{}'", self.address);
         if let Some(pem) = &self.authority {
             let path = self.dir.write("ca.pem", pem)?;
-            cluster += &format!(", certificate-authority: '{}'", path.display());
+            cluster = format!("{cluster}, certificate-authority: '{}'", path.display());
         }
         if !self.token_file().exists() {
             self.dir.write("token", "secret-of-the-tests")?;
@@ -352,7 +352,7 @@ impl Drop for ApiServer {
     }
 }
 
-/// Whether the shared state is sound enough to tell what happened; for messages of tests.
+/// How much was asked; for messages of tests.
 impl std::fmt::Display for ApiServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let state = self.shared.state();

@@ -216,13 +216,12 @@ impl Store {
         limit: Option<usize>,
         next: Option<&str>,
     ) -> Result<Page, Gone> {
-        let (mut items, version) = match next {
-            Some(token) => self.pages.remove(token).ok_or(Gone)?,
-            None => {
-                let version = self.latest();
-                let all = self.objects.entry(resource).or_default().values();
-                (all.filter(|o| node.is_none() || node_of(o).as_deref() == node).cloned().collect(), version)
-            }
+        let (mut items, version) = if let Some(token) = next {
+            self.pages.remove(token).ok_or(Gone)?
+        } else {
+            let version = self.latest();
+            let all = self.objects.entry(resource).or_default().values();
+            (all.filter(|o| node.is_none() || node_of(o).as_deref() == node).cloned().collect(), version)
         };
         let mut next = None;
         if let Some(limit) = limit.filter(|limit| *limit < items.len()) {

@@ -267,7 +267,7 @@ fn agents_do_not_ask_together() -> Outcome {
         .collect();
     // A busy machine only spreads them further: that they are spread is what can be held to.
     let span = |times: &[Duration]| match (times.iter().min(), times.iter().max()) {
-        (Some(first), Some(last)) => *last - *first,
+        (Some(first), Some(last)) => last.saturating_sub(*first),
         _ => Duration::ZERO,
     };
     println!("{} lists within {:?}", lists.len(), span(&lists));
