@@ -7,9 +7,11 @@ use crate::agent;
 use crate::build_ebpf;
 use crate::workspace;
 
-/// The measuring program, of the tests' package: it makes cgroups and workloads as they do.
+/// The measuring programs are of the tests' package; this one makes cgroups and workloads as they do.
 const PACKAGE: &str = "kernmeter-tests";
 const PROGRAM: &str = "overhead";
+/// The one that gives the agent thousands of pods.
+const PODS: &str = "pods";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -32,14 +34,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     build_ebpf::run()?;
     let binary = agent::release()?;
-    workspace::run(workspace::cargo().args(["build", "--release", "--package", PACKAGE, "--bin", PROGRAM]))?;
+    workspace::run(
+        workspace::cargo()
+            .args(["build", "--release", "--package", PACKAGE])
+            .args(["--bin", PROGRAM, "--bin", PODS]),
+    )?;
 
-    let mut overhead = workspace::command(workspace::target().join("release").join(PROGRAM));
-    overhead.env("KERNMETER_BIN", &binary);
-    if arguments.quick {
-        overhead.arg("--quick");
+    for program in [PROGRAM, PODS] {
+        let mut measuring = workspace::command(workspace::target().join("release").join(program));
+        measuring.env("KERNMETER_BIN", &binary);
+        if arguments.quick {
+            measuring.arg("--quick");
+        }
+        workspace::run(&mut measuring)?;
     }
-    workspace::run(&mut overhead)?;
 
     for (title, measurement) in [
         ("exposition", "nanoseconds_per_sample"),
