@@ -160,7 +160,7 @@ tables! {
     watch_restarts: Counter "kernmeter_watch_restarts" [""] ["reason"]
         "Times the watch of pods had to begin anew, by what ended it.";
     dropped_events: Counter "kernmeter_dropped_events" [""] ["reason"]
-        "Events about pods that were not taken in; each forces a new list, so that nothing stays unknown.";
+        "Events about pods that were not taken in; where one was lost (queue_full, too_large) everything is listed again.";
     last_event_age: Gauge "kernmeter_last_event_age" ["seconds"] []
         "Time since the source of pods last told anything.";
     event_handler_max: Gauge "kernmeter_event_handler_max" ["seconds"] []

@@ -314,8 +314,12 @@ impl Session {
             Ok(pieces) => pieces,
             Err(failure) => return failure.into(),
         };
+        let begun = Instant::now();
         let mut lines = Lines::new(EVENT_BYTES);
         loop {
+            if begun.elapsed() >= self.settings.healthy {
+                self.recovered();
+            }
             match pieces.next(span / 2).await {
                 Ok(Some(piece)) => lines.push(&piece),
                 // What is left of a line is of an event that will come again.
