@@ -7,6 +7,7 @@ use anyhow::ensure;
 use kernmeter::identity::pods::Wanted;
 use kernmeter_tests::Outcome;
 use kernmeter_tests::apiserver::{ApiServer, PodSpec, Resource, Verb};
+use kernmeter_tests::trial::with_retries;
 
 use super::subject::{NODE, Subject, churn, id, pod, populate, settings};
 
@@ -106,12 +107,15 @@ fn bookmarks_keep_a_quiet_watch_young() -> Outcome {
         subject.settle(&server)?;
         Ok(server.count(Verb::List))
     };
-    let (with, without) = (lists(Some(Duration::from_millis(30)))?, lists(None)?);
-    println!("{with} lists with bookmarks, {without} without");
-    // The last one may not have come to it yet.
-    ensure!(without >= 5, "{without} lists: the history was not forgotten");
-    ensure!(with <= 2, "{with} lists: bookmarks changed nothing");
-    Ok(())
+    // A busy machine may keep a bookmark, or a list, for longer than was waited.
+    with_retries(|| {
+        let (with, without) = (lists(Some(Duration::from_millis(30)))?, lists(None)?);
+        println!("{with} lists with bookmarks, {without} without");
+        // The last one may not have come to it yet.
+        ensure!(without >= 5, "{without} lists: the history was not forgotten");
+        ensure!(with <= 2, "{with} lists: bookmarks changed nothing");
+        Ok(())
+    })
 }
 
 /// A static pod is found by its hash; a container's earlier run by its own id.
