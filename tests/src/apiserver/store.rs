@@ -21,6 +21,8 @@ pub struct PodSpec {
     pub phase: String,
     /// Names and ids of its containers.
     pub containers: Vec<(String, String)>,
+    /// Names and ids of its init containers.
+    pub init_containers: Vec<(String, String)>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
@@ -47,6 +49,13 @@ impl PodSpec {
         self
     }
 
+    /// With one init container more.
+    #[must_use]
+    pub fn init_container(mut self, name: &str, id: &str) -> Self {
+        self.init_containers.push((name.into(), id.into()));
+        self
+    }
+
     /// With one label more.
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
@@ -69,17 +78,18 @@ impl PodSpec {
 
     /// The object, with what else a real one carries.
     pub(super) fn json(&self) -> Value {
-        let statuses: Vec<Value> = self
-            .containers
-            .iter()
-            .map(|(name, id)| {
-                json!({
-                    "name": name, "containerID": format!("containerd://{id}"), "ready": true, "restartCount": 0,
-                    "image": format!("registry.example/{name}:1"), "imageID": format!("sha256:{id}"),
-                    "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "lastState": {},
+        let statuses = |containers: &[(String, String)]| -> Vec<Value> {
+            containers
+                .iter()
+                .map(|(name, id)| {
+                    json!({
+                        "name": name, "containerID": format!("containerd://{id}"), "ready": true, "restartCount": 0,
+                        "image": format!("registry.example/{name}:1"), "imageID": format!("sha256:{id}"),
+                        "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "lastState": {},
+                    })
                 })
-            })
-            .collect();
+                .collect()
+        };
         let containers: Vec<Value> = self
             .containers
             .iter()
@@ -102,7 +112,8 @@ impl PodSpec {
                     "fieldsType": "FieldsV1", "fieldsV1": {"f:status": {"f:phase": {}, "f:podIP": {}}}}],
             },
             "spec": {"nodeName": self.node, "containers": containers, "restartPolicy": "Always"},
-            "status": {"phase": self.phase, "podIP": "10.0.0.1", "containerStatuses": statuses},
+            "status": {"phase": self.phase, "podIP": "10.0.0.1", "containerStatuses": statuses(&self.containers),
+                       "initContainerStatuses": statuses(&self.init_containers)},
         })
     }
 }

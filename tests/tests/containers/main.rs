@@ -1,13 +1,14 @@
 //! Real containers, run by runc in the cgroups of pods, and what the agent says of them. Needs root, runc, busybox and a
 //! cgroup-v2 hierarchy; a trial that cannot run prints `SKIP` with its reason and counts as ignored.
 
+mod by_name;
 mod by_path;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use kernmeter_tests::{agent, workload};
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -23,5 +24,6 @@ fn main() -> ExitCode {
         eprintln!("no agent at {}: build it, or set KERNMETER_BIN", agent::program().display());
         return ExitCode::FAILURE;
     }
-    libtest_mimic::run(&arguments, by_path::trials()).exit_code()
+    let trials: Vec<Trial> = [by_path::trials(), by_name::trials()].into_iter().flatten().collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
