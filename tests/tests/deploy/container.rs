@@ -5,9 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kernmeter_tests::Outcome;
+use kernmeter_tests::apiserver::{ApiServer, PodSpec};
 use kernmeter_tests::settings::TempDir;
 use serde_json::{Value, json};
 
@@ -18,6 +20,10 @@ kernmeter_tests::trials!(image_holds_one_static_binary, meters_as_in_the_daemon_
 
 /// The OCI archive to test, if any.
 const IMAGE: &str = "KERNMETER_IMAGE";
+/// The node the pod is said to be on.
+const NODE: &str = "node-1";
+/// How long the agent may take to learn of its node's pods.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Largest unpacked image, bytes.
 const LARGEST: u64 = 12_000_000;
 /// What containerd hides from containers, and what it lets them read only.
@@ -106,9 +112,36 @@ fn list(value: &Value) -> Vec<&str> {
     value.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// The mounts of the container, the configuration taken from `config`. Nobody issues tokens here: that mount is left out,
-/// and the agent does without pods' names.
-fn volumes(pod: &Value, config: &Path) -> Result<Vec<Value>> {
+/// What takes the cluster's place: the configuration and the service account's folder, and who answers for the API server.
+struct Cluster {
+    server: ApiServer,
+    config: PathBuf,
+    account: PathBuf,
+    /// `KUBERNETES_SERVICE_HOST` and `_PORT`, as the kubelet sets them.
+    environment: [String; 2],
+}
+
+impl Cluster {
+    fn start(dir: &TempDir) -> Result<Self> {
+        let server = ApiServer::start_tls()?;
+        let (config, account) = (dir.path().join("config"), dir.path().join("account"));
+        fs::create_dir(&config)?;
+        fs::create_dir(&account)?;
+        let kubeconfig = server.kubeconfig()?;
+        fs::copy(kubeconfig.with_file_name("ca.pem"), account.join("ca.crt"))?;
+        fs::copy(server.token_file(), account.join("token"))?;
+        fs::write(account.join("namespace"), "kernmeter")?;
+        let text = fs::read_to_string(kubeconfig)?;
+        let address = text.split("https://").nth(1).and_then(|rest| rest.split('\'').next());
+        let (host, port) = address.and_then(|address| address.split_once(':')).context("no address")?;
+        let environment =
+            [format!("KUBERNETES_SERVICE_HOST={host}"), format!("KUBERNETES_SERVICE_PORT={port}")];
+        Ok(Self { server, config, account, environment })
+    }
+}
+
+/// The mounts of the container, with what the cluster would put there.
+fn volumes(pod: &Value, cluster: &Cluster) -> Result<Vec<Value>> {
     let volumes = pod["volumes"].as_array().context("no volumes")?;
     let mut mounts = Vec::new();
     for mount in pod["containers"][0]["volumeMounts"].as_array().context("no mounts")? {
@@ -116,12 +149,12 @@ fn volumes(pod: &Value, config: &Path) -> Result<Vec<Value>> {
             .iter()
             .find(|volume| volume["name"] == mount["name"])
             .context("a mount without volume")?;
-        if volume["projected"].is_object() {
-            continue;
-        }
-        let from = match volume["hostPath"]["path"].as_str() {
-            Some(path) => Path::new(path),
-            None => config,
+        let from = if let Some(path) = volume["hostPath"]["path"].as_str() {
+            Path::new(path)
+        } else if volume["projected"].is_object() {
+            &cluster.account
+        } else {
+            &cluster.config
         };
         ensure!(mount["readOnly"] == true, "a mount that can be written: {mount}");
         let propagation = if mount["mountPropagation"] == "HostToContainer" { "rslave" } else { "rprivate" };
@@ -142,7 +175,7 @@ fn arguments(container: &Value) -> Vec<String> {
 }
 
 /// What runc is to do, from what the kubelet is told.
-fn specification(pod: &Value, mounts: Vec<Value>, config: &Path) -> Result<Value> {
+fn specification(pod: &Value, mounts: Vec<Value>, cluster: &Cluster) -> Result<Value> {
     let container = &pod["containers"][0];
     let context = &container["securityContext"];
     ensure!(list(&context["capabilities"]["drop"]) == ["ALL"], "not all capabilities are dropped");
@@ -160,7 +193,8 @@ fn specification(pod: &Value, mounts: Vec<Value>, config: &Path) -> Result<Value
                "options": ["nosuid", "noexec", "nodev", "ro"]}),
     ];
     all.extend(mounts);
-    all.extend(volumes(pod, config)?);
+    all.extend(volumes(pod, cluster)?);
+    let [host, port] = &cluster.environment;
     // The profile of components/seccomp-localhost: narrower than any runtime's own.
     let seccomp = read(&tool::deploy().join("kubernetes/seccomp/kernmeter.json"))?;
     let memory = text(&container["resources"]["limits"]["memory"])?;
@@ -175,7 +209,7 @@ fn specification(pod: &Value, mounts: Vec<Value>, config: &Path) -> Result<Value
             "cwd": "/",
             "user": {"uid": context["runAsUser"], "gid": context["runAsGroup"]},
             "args": arguments(container),
-            "env": ["NODE_NAME=node"],
+            "env": [format!("NODE_NAME={NODE}"), host, port],
             "noNewPrivileges": context["allowPrivilegeEscalation"] == false,
             "capabilities": {"bounding": added, "effective": added, "permitted": added},
         },
@@ -217,13 +251,14 @@ fn meters_as_in_the_daemon_set() -> Outcome {
     let dir = TempDir::new()?;
     let id = format!("kernmeter-test-{}", std::process::id());
     let mounts = root(&dir)?;
-    let config = dir.path().join("config");
-    fs::create_dir(&config)?;
+    let cluster = Cluster::start(&dir)?;
+    cluster.server.put(&PodSpec::new(NODE, "shop", "cart-0", "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11"));
+    cluster.server.put(&PodSpec::new("another", "shop", "cart-1", "1f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11"));
     let yaml = fs::read_to_string(tool::deploy().join("kubernetes/base/kernmeter.yaml"))?;
-    let often = "\ndrain:\n  intervals: {relaxed: 200ms, normal: 200ms, stressed: 200ms}\n";
-    fs::write(config.join("kernmeter.yaml"), yaml + often)?;
+    let often = "\ndrain:\n  intervals: {relaxed: 200ms, normal: 200ms, stressed: 200ms}\nkubernetes:\n  start_jitter: 0s\n";
+    fs::write(cluster.config.join("kernmeter.yaml"), yaml + often)?;
     let daemon_set = kubernetes::daemon_set()?;
-    let specification = specification(&daemon_set["spec"]["template"]["spec"], mounts, &config)?;
+    let specification = specification(&daemon_set["spec"]["template"]["spec"], mounts, &cluster)?;
     dir.write("config.json", &specification.to_string())?;
 
     let container = Container { runc, dir, id };
@@ -254,6 +289,18 @@ fn meters_as_in_the_daemon_set() -> Outcome {
     let scrape = agent.meters()?;
     // Tasks that are older than the agent are known: it sees the host's processes, not only its own.
     ensure!(scrape.sum("kernmeter_tasks", &[]) > 1.0, "no tasks but the agent's");
+    // The service account leads it to the pod of its node, through the filter of system calls.
+    let begun = Instant::now();
+    loop {
+        let scrape = agent.meters()?;
+        let pods = scrape.sum("kernmeter_pods", &[("state", "running")]);
+        if pods > 0.0 {
+            ensure!(pods < 2.0, "{pods} pods, but only one is of this node");
+            break;
+        }
+        ensure!(begun.elapsed() < PATIENCE, "it knows no pod after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
     let (ended, log) = agent.stop()?;
     ensure!(ended.success() && log.contains("final totals"), "it ended with {ended}:\n{log}");
     Ok(())
