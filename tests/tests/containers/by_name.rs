@@ -46,7 +46,7 @@ fn settings(server: &ApiServer) -> anyhow::Result<Settings> {
 /// Whose something is: tenant, namespace, pod, container.
 type Whose<'a> = [&'a str; 4];
 
-fn labels<'a>([tenant, namespace, pod, container]: Whose<'a>) -> [(&'a str, &'a str); 4] {
+fn labels([tenant, namespace, pod, container]: Whose<'_>) -> [(&str, &str); 4] {
     [("tenant_id", tenant), ("k8s_namespace", namespace), ("pod", pod), ("container", container)]
 }
 
