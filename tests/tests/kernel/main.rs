@@ -3,6 +3,7 @@
 #![allow(clippy::float_cmp, reason = "what is compared for equality are integers written as floats")]
 
 mod abi;
+mod access;
 mod cli;
 mod counting;
 mod flood;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         limits::trials(),
         hostile::trials(),
         http::trials(),
+        access::trials(),
         input::trials(),
         cli::trials(),
         shards::trials(),

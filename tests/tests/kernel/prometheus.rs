@@ -23,7 +23,7 @@ pub const OPEN_METRICS: &str = "application/openmetrics-text;version=1.0.0,appli
                                 text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
 /// A program somewhere in the system, or a skip.
-fn tool(name: &str) -> Result<String> {
+pub fn tool(name: &str) -> Result<String> {
     for dir in ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/bin", "/sbin"] {
         let path = format!("{dir}/{name}");
         if Path::new(&path).exists() {
@@ -108,7 +108,7 @@ fn python_parses_open_metrics() -> Outcome {
 }
 
 /// A running Prometheus; killed when dropped.
-struct Prometheus {
+pub struct Prometheus {
     child: Child,
     address: SocketAddr,
     _dir: TempDir,
@@ -123,11 +123,17 @@ impl Drop for Prometheus {
 
 impl Prometheus {
     fn start(targets: &[(&str, SocketAddr)]) -> Result<Self> {
+        let jobs: Vec<_> = targets.iter().map(|(job, address)| (*job, *address, String::new())).collect();
+        Self::start_with(&jobs)
+    }
+
+    /// Each job with more lines of its configuration, indented by two.
+    pub fn start_with(jobs: &[(&str, SocketAddr, String)]) -> Result<Self> {
         let program = tool("prometheus")?;
         let dir = TempDir::new()?;
         let mut config = String::from("global: {scrape_interval: 1s}\nscrape_configs:\n");
-        for (job, address) in targets {
-            write!(config, "- job_name: {job}\n  static_configs: [{{targets: [\"{address}\"]}}]\n")?;
+        for (job, address, more) in jobs {
+            write!(config, "- job_name: {job}\n  static_configs: [{{targets: [\"{address}\"]}}]\n{more}")?;
         }
         let file = dir.write("prometheus.yml", &config)?;
         // A free port, as far as one can know one beforehand.
@@ -157,7 +163,7 @@ impl Prometheus {
     }
 
     /// The only value of an instant query; none while there is no data.
-    fn query(&self, promql: &str) -> Result<Option<f64>> {
+    pub fn query(&self, promql: &str) -> Result<Option<f64>> {
         let mut path = String::from("/api/v1/query?query=");
         for byte in promql.bytes() {
             write!(path, "%{byte:02x}")?;
