@@ -314,10 +314,10 @@ impl Session {
             Ok(pieces) => pieces,
             Err(failure) => return failure.into(),
         };
-        let begun = Instant::now();
+        let opened = Instant::now();
         let mut lines = Lines::new(EVENT_BYTES);
         loop {
-            if begun.elapsed() >= self.settings.healthy {
+            if opened.elapsed() >= self.settings.healthy {
                 self.recovered();
             }
             match pieces.next(span / 2).await {
