@@ -181,6 +181,8 @@ impl Client {
     fn connect(&self) -> std::io::Result<Tls> {
         let tcp = TcpStream::connect(self.address)?;
         tcp.set_read_timeout(Some(super::tests::HANG))?;
+        // The end of the handshake and the request are two writes: the second must not wait for an acknowledgement.
+        tcp.set_nodelay(true)?;
         let connection = ClientConnection::new(Arc::clone(&self.config), "localhost".try_into().unwrap());
         let mut stream = StreamOwned::new(connection.unwrap(), tcp);
         while stream.conn.is_handshaking() {
