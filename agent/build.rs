@@ -1,41 +1,47 @@
-//! In: the eBPF object that `cargo xtask build-ebpf` left in the target folder, and git's revision; out: where the agent
-//! finds both at compile time. Builds no eBPF itself: that takes another toolchain.
+//! In: the eBPF objects that `cargo xtask build-ebpf` left in the target folder, and git's revision; out: where the agent
+//! finds all of it at compile time. Builds no eBPF itself: that takes another toolchain.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const OBJECT: &str = "kernmeter.bpf.o";
+/// Variable and file of each object: task state in task storage; in a table.
+const OBJECTS: [(&str, &str); 2] = [
+    ("KERNMETER_EBPF_OBJECT", "kernmeter.bpf.o"),
+    ("KERNMETER_EBPF_TABLE_OBJECT", "kernmeter-task-table.bpf.o"),
+];
 
 fn main() -> ExitCode {
     revision();
-    println!("cargo::rerun-if-env-changed=KERNMETER_EBPF_OBJECT");
-    match object() {
-        Ok(path) => {
-            println!("cargo::rerun-if-changed={}", path.display());
-            println!("cargo::rustc-env=KERNMETER_EBPF_OBJECT={}", path.display());
-            ExitCode::SUCCESS
-        }
-        Err(message) => {
-            println!("cargo::error={message}");
-            ExitCode::FAILURE
+    for (name, file) in OBJECTS {
+        println!("cargo::rerun-if-env-changed={name}");
+        match object(name, file) {
+            Ok(path) => {
+                println!("cargo::rerun-if-changed={}", path.display());
+                println!("cargo::rustc-env={name}={}", path.display());
+            }
+            Err(message) => {
+                println!("cargo::error={message}");
+                return ExitCode::FAILURE;
+            }
         }
     }
+    ExitCode::SUCCESS
 }
 
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// The object: the one the environment names, or the one in cargo's target folder, wherever that is.
-fn object() -> Result<PathBuf, String> {
-    if let Some(path) = variable("KERNMETER_EBPF_OBJECT").map(PathBuf::from) {
+/// An object: the one the environment names, or the one in cargo's target folder, wherever that is.
+fn object(name: &str, file: &str) -> Result<PathBuf, String> {
+    if let Some(path) = variable(name).map(PathBuf::from) {
         let path = std::path::absolute(&path).unwrap_or(path);
         return if path.is_file() {
             Ok(path)
         } else {
-            Err(format!("KERNMETER_EBPF_OBJECT names \"{}\", which is no file", path.display()))
+            Err(format!("{name} names \"{}\", which is no file", path.display()))
         };
     }
     // `OUT_DIR` is some levels below the target folder: how many depends on `--target`.
@@ -48,9 +54,9 @@ fn object() -> Result<PathBuf, String> {
         .into_iter()
         .chain(above_out)
         .chain(workspace)
-        .map(|dir| dir.join(OBJECT))
+        .map(|dir| dir.join(file))
         .find(|path| path.is_file())
-        .ok_or_else(|| "the eBPF object is missing; run `cargo xtask build-ebpf`".to_owned())
+        .ok_or_else(|| "an eBPF object is missing; run `cargo xtask build-ebpf`".to_owned())
 }
 
 /// `KERNMETER_REVISION`: as given by the environment (releases), else git's, else `unknown`.

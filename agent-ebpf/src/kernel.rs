@@ -108,10 +108,31 @@ pub fn shard() -> u32 {
 /// # Safety
 /// `base` must be a BTF pointer (argument of a `tp_btf` program, or loaded from one), so that the kernel checks the
 /// access at load time and handles a fault at run time.
+#[cfg(not(feature = "task_table"))]
 #[inline(always)]
 unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
     // SAFETY: the verifier proves that offset and size are a field of the pointed-to type.
     unsafe { core::ptr::read_volatile(base.byte_add(offset.load() as usize).cast::<T>()) }
+}
+
+/// Reads a field by address: 0 where there is none.
+///
+/// # Safety
+/// None: the helper copes with any address. Declared as its twin is.
+#[cfg(feature = "task_table")]
+#[inline(always)]
+unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
+    let mut value = core::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: the destination is as large as said; every `T` here is a number or an address, for which all bytes are valid.
+    unsafe {
+        let source = base.byte_add(offset.load() as usize);
+        aya_ebpf::helpers::generated::bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            source,
+        );
+        value.assume_init()
+    }
 }
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.

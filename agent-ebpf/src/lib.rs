@@ -16,6 +16,9 @@ pub const FIRST_SLOT: u32 = 2;
 /// Slots are packed into 16 bits of a row key.
 pub const MAX_SLOTS: u32 = 1 << 16;
 
+/// Bytes of the programs' state of a task, of which the agent knows no more.
+pub const TASK_STATE_SIZE: usize = 88;
+
 /// Longest cgroup name kept, in bytes (the kernel's `NAME_MAX`).
 pub const NAME_MAX: usize = 255;
 
@@ -61,9 +64,9 @@ pub struct SlotRow {
     pub involuntary: u64,
     /// Moves of a runnable or waking task to another CPU (`sched_migrate_task`).
     pub migrations: u64,
-    /// New processes (`sched_process_fork`, process context).
+    /// New processes (`sched_process_fork`, process context, or `sched_wakeup_new`). Atomic.
     pub forked: u64,
-    /// New threads of existing processes (`sched_process_fork`, process context).
+    /// New threads of existing processes (as `forked`). Atomic.
     pub threads: u64,
     /// Programs executed (`sched_process_exec`, process context).
     pub exec: u64,

@@ -10,6 +10,8 @@
 #[cfg(target_arch = "bpf")]
 mod cgroup;
 #[cfg(target_arch = "bpf")]
+mod event;
+#[cfg(target_arch = "bpf")]
 mod flush;
 #[cfg(target_arch = "bpf")]
 mod kernel;

@@ -1,9 +1,12 @@
 //! The maps, sized by the agent at load. The sizes here are minimums that only let the object load as it is.
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, PerCpuArray, Queue},
     macros::btf_map,
 };
+
+#[cfg(not(feature = "task_table"))]
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 
 use agent_ebpf::{CgroupRef, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
 
@@ -63,9 +66,11 @@ pub static CPU_SINCE: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SCRATCH: PerCpuArray<SlotInfo, 1> = PerCpuArray::new();
 
+#[cfg(not(feature = "task_table"))]
 /// `BPF_MAP_TYPE_TASK_STORAGE`, for which aya-ebpf has no wrapper.
 const BPF_MAP_TYPE_TASK_STORAGE: usize = 29;
 
+#[cfg(not(feature = "task_table"))]
 /// A BTF map definition of task storage: the kernel reads the sizes from the pointee types.
 #[repr(C)]
 pub struct TaskStorage {
@@ -76,9 +81,11 @@ pub struct TaskStorage {
     max_entries: *const [i32; 0],
 }
 
+#[cfg(not(feature = "task_table"))]
 // SAFETY: a map definition is never read or written by programs: only its address is used, which the loader replaces.
 unsafe impl Sync for TaskStorage {}
 
+#[cfg(not(feature = "task_table"))]
 /// State of each task, created with the task and freed by the kernel when it is gone.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
@@ -89,3 +96,8 @@ pub static TASKS: TaskStorage = TaskStorage {
     map_flags: core::ptr::null(),
     max_entries: core::ptr::null(),
 };
+
+/// Address of a task -> its state. Preallocated; entries go when the task has run for the last time.
+#[cfg(feature = "task_table")]
+#[btf_map]
+pub static TASKS: HashMap<u64, TaskState, 16> = HashMap::new();

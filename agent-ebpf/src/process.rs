@@ -1,4 +1,6 @@
 //! In: forks, execs, exits; out: their counts per slot, and the state of new tasks before they can run.
+use core::ffi::c_void;
+
 use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
@@ -7,6 +9,7 @@ use aya_ebpf::{
 use agent_ebpf::{Loss, Total};
 
 use crate::{
+    event,
     kernel::{self, Task},
     row, slot,
     task::{self, TaskState},
@@ -16,17 +19,22 @@ use crate::{
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(ctx: BtfTracePointContext) {
     let child = Task(ctx.arg(1));
-    let is_process = child.pid() == child.tgid();
-    row::count(if is_process { Total::Forked } else { Total::Threads }, 1);
-    let slot = match TaskState::find_or_create(child) {
-        Some(state) => state.slot,
+    match TaskState::create(child) {
+        Some(state) => count_new(child, state.slot),
+        // Counted when it is woken for the first time.
         None => {
             row::lose(Loss::TaskStateFailed);
-            slot::of_cgroup(child.cgroup_id())
         }
-    };
+    }
+}
+
+/// Counts a new process or thread. Atomic: from the hooks of forks and of first wake-ups, which may interrupt those.
+#[inline(always)]
+pub fn count_new(task: Task, slot: u32) {
+    let is_process = task.pid() == task.tgid();
+    row::count_atomic(if is_process { Total::Forked } else { Total::Threads });
     if let Some(row) = row::of_slot(slot) {
-        row::add(if is_process { &mut row.forked } else { &mut row.threads }, 1);
+        row::add_atomic(if is_process { &mut row.forked } else { &mut row.threads }, 1);
     }
 }
 
@@ -50,6 +58,14 @@ pub fn raw_exec(_: RawTracePointContext) {
     exec(task::current());
 }
 
+/// As [`process_exec`], on the trace event `sched:sched_process_exec`: with preemption off.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tracepoint")]
+pub fn event_exec(_: *mut c_void) -> u32 {
+    exec(task::current());
+    event::KEEP
+}
+
 #[inline(always)]
 fn exec(task: Task) {
     row::count(Total::Exec, 1);
@@ -71,6 +87,17 @@ pub fn process_exit(ctx: BtfTracePointContext) {
 pub fn raw_exit(ctx: RawTracePointContext) {
     let group_dead = kernel::has_group_dead() && ctx.arg::<u64>(1) & 1 != 0;
     exit(task::current(), group_dead);
+}
+
+/// As [`process_exit`], on the trace event `sched:sched_process_exit`: with preemption off.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tracepoint")]
+pub fn event_exit(ctx: *mut c_void) -> u32 {
+    // SAFETY: the record of this event, on a kernel that has the field.
+    let group_dead =
+        kernel::has_group_dead() && unsafe { event::field::<u8>(ctx, event::GROUP_DEAD) } & 1 != 0;
+    exit(task::current(), group_dead);
+    event::KEEP
 }
 
 #[inline(always)]

@@ -73,7 +73,16 @@ pub fn lose(reason: Loss) -> u64 {
     *field
 }
 
-/// Adds to an independent total. Atomic where hooks that interrupt each other share it; none do today, and none may.
+/// Adds one to an independent total that hooks share which interrupt each other.
+#[inline(always)]
+pub fn count_atomic(total: Total) {
+    if let Some(totals) = TOTALS.get_ptr_mut(0) {
+        // SAFETY: a live per-CPU map value; the index is a constant below the array's length.
+        add_atomic(unsafe { &mut (*totals).values[total as usize] }, 1);
+    }
+}
+
+/// Adds to an independent total of one hook, or of hooks that never interrupt each other.
 #[inline(always)]
 pub fn count(total: Total, value: u64) {
     if let Some(totals) = TOTALS.get_ptr_mut(0) {

@@ -10,6 +10,7 @@ use agent_ebpf::{Loss, Total};
 use crate::{
     flush,
     kernel::{self, Task},
+    process,
     row::{self, ROW_NONE},
     slot,
     task::{self, TaskState},
@@ -81,7 +82,7 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
         state.wake_ns = 0;
         state.off_ns = now;
         if task_state & TASK_DEAD != 0 {
-            state.release();
+            state.release(task);
         }
     }
 }
@@ -141,12 +142,13 @@ fn charge_blocked(state: &TaskState, ns: u64) {
     }
 }
 
+/// Notes when a task became runnable; false if it has no state.
 #[inline(always)]
-fn woken(task: Task) {
-    if let Some(state) = TaskState::find(task) {
-        // SAFETY: the helper takes nothing.
-        state.wake_ns = unsafe { bpf_ktime_get_ns() };
-    }
+fn woken(task: Task) -> bool {
+    let Some(state) = TaskState::find(task) else { return false };
+    // SAFETY: the helper takes nothing.
+    state.wake_ns = unsafe { bpf_ktime_get_ns() };
+    true
 }
 
 /// `sched_wakeup(struct task_struct *p)`, run-queue lock held.
@@ -155,10 +157,14 @@ pub fn sched_wakeup(ctx: BtfTracePointContext) {
     woken(Task(ctx.arg(0)));
 }
 
-/// `sched_wakeup_new(struct task_struct *p)`, run-queue lock held.
+/// `sched_wakeup_new(struct task_struct *p)`, run-queue lock held. Each new task comes by once, with interrupts off: one that
+/// `process_fork` could not set up, or missed, is counted here.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn wakeup_new(ctx: BtfTracePointContext) {
-    woken(Task(ctx.arg(0)));
+    let task = Task(ctx.arg(0));
+    if !woken(task) {
+        process::count_new(task, slot::of_cgroup(task.cgroup_id()));
+    }
 }
 
 /// `sched_migrate_task(struct task_struct *p, int dest_cpu)`, run-queue or wake-up lock held.

@@ -1,4 +1,6 @@
 //! In: syscall entries and exits; out: calls, errors, durations per slot and syscall. Knows no syscall names.
+use core::ffi::c_void;
+
 use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
     macros::{btf_tracepoint, raw_tracepoint},
@@ -8,6 +10,7 @@ use aya_ebpf::{
 use agent_ebpf::{Loss, Total, syscall_key};
 
 use crate::{
+    event,
     row::{self, ROW_NONE},
     slot,
     task::{self, TaskState},
@@ -26,6 +29,15 @@ pub fn sys_enter(ctx: BtfTracePointContext) {
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn raw_sys_enter(ctx: RawTracePointContext) {
     enter(ctx.arg(1));
+}
+
+/// As [`sys_enter`], on the trace event `raw_syscalls:sys_enter`: with preemption off.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tracepoint")]
+pub fn event_sys_enter(ctx: *mut c_void) -> u32 {
+    // SAFETY: the record of this event.
+    enter(unsafe { event::field(ctx, event::ENTER_ID) });
+    event::KEEP
 }
 
 #[inline(always)]
@@ -65,6 +77,15 @@ pub fn sys_exit(ctx: BtfTracePointContext) {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn raw_sys_exit(ctx: RawTracePointContext) {
     exit(ctx.arg(1));
+}
+
+/// As [`sys_exit`], on the trace event `raw_syscalls:sys_exit`: with preemption off.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tracepoint")]
+pub fn event_sys_exit(ctx: *mut c_void) -> u32 {
+    // SAFETY: the record of this event.
+    exit(unsafe { event::field(ctx, event::EXIT_RET) });
+    event::KEEP
 }
 
 #[inline(always)]

@@ -1,12 +1,7 @@
-//! In: a task; out: its state in task storage. Knows which slot a task is bound to and the syscall it is in.
-use aya_ebpf::{
-    bindings::BPF_LOCAL_STORAGE_GET_F_CREATE,
-    helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
-};
-
+//! In: a task; out: its state, in task storage or in a table. Knows which slot a task is bound to and the syscall it is in.
 use agent_ebpf::SLOT_OVERFLOW;
 
-use crate::{kernel::Task, maps::TASKS, row::ROW_NONE, slot};
+use crate::{kernel::Task, row::ROW_NONE, slot};
 
 /// Entries of a task's memory of rows it used: workloads repeat few syscalls.
 const CACHED_ROWS: usize = 4;
@@ -38,35 +33,131 @@ pub struct TaskState {
     /// 1 once set up.
     bound: u32,
 }
+const _: () = assert!(size_of::<TaskState>() == agent_ebpf::TASK_STATE_SIZE);
 
-/// The current task.
-#[inline(always)]
-pub fn current() -> Task {
-    // SAFETY: the helper takes nothing; it returns a BTF pointer.
-    Task(unsafe { bpf_get_current_task_btf() })
-}
-
-#[inline(always)]
-fn get<'a>(task: Task, flags: u64) -> Option<&'a mut TaskState> {
-    // SAFETY: the map definition is a task storage of `TaskState`, and the task a trusted BTF pointer.
-    let state = unsafe {
-        bpf_task_storage_get((&raw const TASKS).cast_mut().cast(), task.0, core::ptr::null_mut(), flags)
+/// States in task storage, and tasks as BTF pointers.
+#[cfg(not(feature = "task_table"))]
+mod store {
+    use aya_ebpf::{
+        bindings::BPF_LOCAL_STORAGE_GET_F_CREATE,
+        helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
     };
-    // SAFETY: the kernel returns null or a value of the map's value type that lives as long as the task.
-    unsafe { state.cast::<TaskState>().as_mut() }
+
+    use super::TaskState;
+    use crate::{kernel::Task, maps::TASKS};
+
+    /// The current task.
+    #[inline(always)]
+    pub fn current() -> Task {
+        // SAFETY: the helper takes nothing; it returns a BTF pointer.
+        Task(unsafe { bpf_get_current_task_btf() })
+    }
+
+    #[inline(always)]
+    fn get<'a>(task: Task, flags: u64) -> Option<&'a mut TaskState> {
+        // SAFETY: the map definition is a task storage of `TaskState`, and the task a trusted BTF pointer.
+        let state = unsafe {
+            bpf_task_storage_get((&raw const TASKS).cast_mut().cast(), task.0, core::ptr::null_mut(), flags)
+        };
+        // SAFETY: the kernel returns null or a value of the map's value type that lives as long as the task.
+        unsafe { state.cast::<TaskState>().as_mut() }
+    }
+
+    /// The state of a task. Never allocates: safe under the run-queue lock.
+    #[inline(always)]
+    pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
+        get(task, 0)
+    }
+
+    /// The state of a task, all zero if there was none.
+    #[inline(always)]
+    pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
+        get(task, u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE))
+    }
+
+    /// Does nothing: the kernel frees the state with the task.
+    #[inline(always)]
+    pub fn remove(_: Task) {}
 }
+
+/// States in a table, and tasks as plain addresses. A task's entry goes at its last switch; should that go unseen, the next
+/// task at the same address starts afresh.
+#[cfg(feature = "task_table")]
+mod store {
+    use aya_ebpf::helpers::generated::bpf_get_current_task;
+
+    use super::TaskState;
+    use crate::{kernel::Task, maps::TASKS};
+
+    /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
+    const NOEXIST: u64 = 1;
+
+    /// The current task.
+    #[inline(always)]
+    pub fn current() -> Task {
+        // SAFETY: the helper takes nothing; it returns an address that is only read by `bpf_probe_read_kernel`.
+        Task(unsafe { bpf_get_current_task() } as *mut _)
+    }
+
+    #[inline(always)]
+    fn get<'a>(key: u64) -> Option<&'a mut TaskState> {
+        // SAFETY: a live map value: its entry is removed only after the task's last switch.
+        TASKS.get_ptr_mut(&key).map(|state| unsafe { &mut *state })
+    }
+
+    /// The state of a task. Never allocates: safe under the run-queue lock.
+    #[inline(always)]
+    pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
+        get(task.0 as u64)
+    }
+
+    /// The state of a task, all zero if there was none; `None` if the table is full.
+    #[inline(always)]
+    pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
+        let key = task.0 as u64;
+        if let Some(state) = get(key) {
+            return Some(state);
+        }
+        let _ = TASKS.insert(&key, &TaskState::ZERO, NOEXIST);
+        get(key)
+    }
+
+    /// The task's state goes.
+    #[inline(always)]
+    pub fn remove(task: Task) {
+        let key = task.0 as u64;
+        let _ = TASKS.remove(&key);
+    }
+}
+
+pub use store::current;
 
 impl TaskState {
+    /// As the kernel makes it.
+    #[cfg(feature = "task_table")]
+    const ZERO: TaskState = TaskState {
+        cgroup_id: 0,
+        enter_ns: 0,
+        wake_ns: 0,
+        off_ns: 0,
+        runtime: 0,
+        rows: [0; CACHED_ROWS],
+        slot: 0,
+        row: 0,
+        syscall: 0,
+        bound: 0,
+    };
+
     /// The state of a task that was set up. Never allocates: safe under the run-queue lock.
     #[inline(always)]
     pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
-        get(task, 0).filter(|state| state.bound != 0)
+        store::find(task).filter(|state| state.bound != 0)
     }
 
     /// The state of a task, set up if it was not. `None` if the kernel refuses memory.
     #[inline(always)]
     pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
-        let state = get(task, u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE))?;
+        let state = store::find_or_create(task)?;
         if state.bound == 0 {
             state.bound = 1;
             state.row = ROW_NONE;
@@ -119,9 +210,17 @@ impl TaskState {
         row
     }
 
-    /// The task is gone for good.
+    /// The state of a task that was just made, whatever another task at the same address may have left.
     #[inline(always)]
-    pub fn release(&mut self) {
+    pub fn create<'a>(task: Task) -> Option<&'a mut TaskState> {
+        store::remove(task);
+        Self::find_or_create(task)
+    }
+
+    /// The task is gone for good. Its state is not to be used any more.
+    #[inline(always)]
+    pub fn release(&self, task: Task) {
         slot::move_task(Some(self.slot), None);
+        store::remove(task);
     }
 }

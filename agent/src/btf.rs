@@ -33,6 +33,7 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 /// typedef, volatile, const, restrict, type tag: names for another type.
 const ALIASES: [u32; 5] = [KIND_TYPEDEF, 9, 10, 11, 18];
@@ -163,6 +164,20 @@ impl Btf {
             return Err(BtfError::Malformed(proto.at, "a tracepoint is not a function"));
         }
         Ok(Some(proto.vlen.saturating_sub(1)))
+    }
+
+    /// Whether the kernel has a function of this name that its types describe.
+    ///
+    /// # Errors
+    /// [`BtfError::Malformed`] if a name lies outside the blob.
+    pub fn has_function(&self, name: &str) -> Result<bool> {
+        for at in &self.types[1..] {
+            let ty = self.header(*at as usize)?;
+            if ty.kind == KIND_FUNC && self.string(ty.name)? == name.as_bytes() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// (bit offset, type id, whether a bit field) of a member.
@@ -310,6 +325,8 @@ mod tests {
         assert!(btf.offset("task_struct", &["pid"]).unwrap() > 0);
         assert_eq!(btf.tracepoint_args("sys_enter"), Ok(Some(2)));
         assert_eq!(btf.tracepoint_args("no_such_hook"), Ok(None));
+        assert_eq!(btf.has_function("schedule"), Ok(true));
+        assert_eq!(btf.has_function("no_such_function"), Ok(false));
     }
 
     proptest! {
@@ -324,6 +341,7 @@ mod tests {
                     let _ = btf.offset("s", &[member]);
                 }
                 let _ = btf.tracepoint_args("t");
+                let _ = btf.has_function("t");
             }
         }
     }

@@ -10,10 +10,10 @@ use crate::{
     identity::tree::{Hierarchy, Mode},
     kubernetes::{Environment, KubernetesError, Settings, Source},
     probes::{
-        self,
+        self, event,
         load::{lockdown, possible_cpus, total_memory},
         offsets,
-        size::{Plan, Wishes, budget_on},
+        size::{Plan, TooSmall, Wishes, budget_on},
     },
 };
 
@@ -83,8 +83,10 @@ impl fmt::Display for Report {
 pub fn examine() -> Report {
     let btf = read_btf();
     let mut checks = vec![kernel(), privileges(), locked_down(), btf_check(&btf), cgroups()];
+    checks.extend(btf.as_ref().ok().map(task_state));
+    checks.extend(btf.as_ref().ok().map(preemption));
     checks.extend(probe_checks(btf.as_ref().ok()));
-    checks.push(memory());
+    checks.push(memory(btf.as_ref().ok()));
     checks.push(pods());
     checks.push(statistics());
     Report { checks }
@@ -118,17 +120,7 @@ fn pods() -> Check {
 fn kernel() -> Check {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        // A number is only a hint: the programs themselves decide. It is told for the remedy.
-        (Some(major), Some(minor)) if (major, minor) < (5, 13) => check(
-            "kernel",
-            Outcome::Warn,
-            format!("Linux {release}"),
-            "task storage for tracing programs came with Linux 5.13; upgrade the kernel if programs are refused",
-        ),
-        _ => check("kernel", Outcome::Ok, format!("Linux {release}"), ""),
-    }
+    check("kernel", Outcome::Ok, format!("Linux {release}"), "")
 }
 
 /// Bits of `CapEff`, of `include/uapi/linux/capability.h`.
@@ -183,12 +175,6 @@ fn read_btf() -> Result<Btf, String> {
 
 fn btf_check(btf: &Result<Btf, String>) -> Check {
     match btf {
-        Ok(btf) if !offsets::has_task_storage(btf) => check(
-            "kernel types",
-            Outcome::Fail,
-            "this kernel keeps no state of tasks for tracing programs",
-            "upgrade to Linux 5.13 or newer",
-        ),
         Ok(btf) => match offsets::resolve(btf) {
             Ok(constants) => check(
                 "kernel types",
@@ -208,6 +194,57 @@ fn btf_check(btf: &Result<Btf, String>) -> Check {
             Outcome::Fail,
             format!("cannot read `{BTF_PATH}`: {error}"),
             "use a kernel with CONFIG_DEBUG_INFO_BTF=y and let the agent read /sys/kernel/btf",
+        ),
+    }
+}
+
+/// Where programs keep what they know of each task.
+fn task_state(btf: &Btf) -> Check {
+    const NAME: &str = "task state";
+    if offsets::has_task_storage(btf) {
+        return check(NAME, Outcome::Ok, "kept by the kernel with each task", "");
+    }
+    if lockdown() == "confidentiality" {
+        return check(
+            NAME,
+            Outcome::Fail,
+            "this kernel keeps no state of tasks for tracing programs, and lockdown forbids reading it from memory",
+            "boot with lockdown=integrity, or upgrade to Linux 5.13 or newer",
+        );
+    }
+    let tasks = plan(true).map_or(0, |plan| plan.tasks);
+    check(
+        NAME,
+        Outcome::Warn,
+        format!(
+            "this kernel keeps no state of tasks for tracing programs: a table holds that of {tasks} tasks; calls of tasks \
+             beyond are counted without name and duration, with the reason `task_state_failed`"
+        ),
+        "upgrade to Linux 5.13 or newer, which has no such limit; before 5.11 let the agent lift its limit on locked memory \
+         (CAP_SYS_RESOURCE, or LimitMEMLOCK=infinity)",
+    )
+}
+
+/// Whether programs can run with preemption off, without which they miss events on kernels that preempt them.
+fn preemption(btf: &Btf) -> Check {
+    const NAME: &str = "preemption";
+    if !offsets::is_preemptible(btf).unwrap_or(false) {
+        return check(NAME, Outcome::Ok, "off while programs on tracepoints of system calls run", "");
+    }
+    let hooks = probes::ALL.iter().flat_map(|probe| probe.hooks);
+    let mut events = hooks.filter_map(|hook| Some((hook.event_twin.as_ref()?.group, hook.tracepoint)));
+    match events.find_map(|(group, name)| event::number(group, name).err()) {
+        None => check(
+            NAME,
+            Outcome::Ok,
+            "this kernel preempts programs on tracepoints: trace events are used",
+            "",
+        ),
+        Some(error) => check(
+            NAME,
+            Outcome::Warn,
+            format!("this kernel preempts programs on tracepoints, and then skips them for others: {error}"),
+            "until then events are lost on busy cpus, and counted as `recursion` in kernmeter_events_lost_total",
         ),
     }
 }
@@ -271,18 +308,23 @@ fn probe_checks(btf: Option<&Btf>) -> Vec<Check> {
     probes::ALL.iter().rev().map(one).collect()
 }
 
-fn memory() -> Check {
-    let cpus = possible_cpus();
+/// The sizes of maps on this host with the default budget.
+fn plan(task_table: bool) -> Result<Plan, TooSmall> {
     let budget = budget_on(total_memory(), crate::config::Config::default().kernel.memory_budget);
-    match Plan::new(cpus, &Wishes { budget, ..Wishes::default() }) {
+    Plan::new(possible_cpus(), &Wishes { budget, task_table, ..Wishes::default() })
+}
+
+fn memory(btf: Option<&Btf>) -> Check {
+    match plan(btf.is_some_and(|btf| !offsets::has_task_storage(btf))) {
         Ok(plan) => check(
             "kernel memory",
             Outcome::Ok,
             format!(
-                "about {} MiB for {} slots and {} syscall rows on {cpus} possible CPUs, with the default budget",
+                "about {} MiB for {} slots and {} syscall rows on {} possible CPUs, with the default budget",
                 plan.bytes().div_ceil(1 << 20),
                 plan.slots,
-                plan.syscall_rows
+                plan.syscall_rows,
+                plan.cpus
             ),
             "",
         ),

@@ -7,14 +7,14 @@ use std::{collections::HashSet, time::Duration};
 use crate::{
     attribute::{Attribution, Balance, Patience},
     btf::{Btf, BtfError},
-    config::{AttachMode, Auto, Config},
+    config::{Auto, Config},
     drain::{Batch, Drain, DrainError, SlotCounts},
     identity::{
         pods::{Event, PodCache, Wanted},
         rules::RuleError,
         tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk},
     },
-    lifecycle::{monotonic_ns, release_free_memory},
+    lifecycle::{monotonic_ns, release_free_memory, unlimit_locked_memory},
     probes::{
         self,
         load::{HookStatus, Kernel, LoadError, lockdown, possible_cpus, total_memory},
@@ -57,8 +57,11 @@ pub enum StartError {
     /// Unusable type information.
     #[error("{0}; this kernel is not supported: see `kernmeter doctor`")]
     Btf(#[from] BtfError),
-    /// A kernel before 5.13.
-    #[error("this kernel keeps no state of tasks for tracing programs; kernmeter needs Linux 5.13 or newer")]
+    /// A kernel before 5.13 that is locked down.
+    #[error(
+        "this kernel keeps no state of tasks for tracing programs, and under lockdown=confidentiality they cannot read it \
+         from memory; boot with lockdown=integrity, or upgrade to Linux 5.13 or newer"
+    )]
     NoTaskStorage,
     /// The budget is too small.
     #[error(transparent)]
@@ -121,11 +124,14 @@ impl Engine {
         let identifier = Identifier::new(Reloaded::read(config)?, knowledge);
         let hierarchy = Hierarchy::find()?;
         let btf = Btf::parse(std::fs::read(BTF_PATH).map_err(StartError::NoBtf)?)?;
-        if !offsets::has_task_storage(&btf) {
-            return Err(StartError::NoTaskStorage);
-        }
         let mut constants = offsets::resolve(&btf)?;
         drop(btf);
+        if !constants.task_storage {
+            if lockdown() == "confidentiality" {
+                return Err(StartError::NoTaskStorage);
+            }
+            unlimit_locked_memory();
+        }
         // Under lockdown=confidentiality the kernel lets no program read memory by address: names are learnt from /sys.
         constants.values.push(("HAS_PROBE_READ", u32::from(lockdown() != "confidentiality")));
         let fixed = |auto: Auto| match auto {
@@ -139,9 +145,10 @@ impl Engine {
                 slots: fixed(config.kernel.slots),
                 syscall_rows: fixed(config.kernel.syscall_rows),
                 errno_rows: fixed(config.kernel.errno_rows),
+                task_table: !constants.task_storage,
             },
         )?;
-        let mut kernel = Kernel::load(plan, &constants, config.kernel.attach == AttachMode::Raw)?;
+        let mut kernel = Kernel::load(plan, &constants, config.kernel.attach)?;
         // Before the rows are mapped: on a small host both at once would be too much.
         release_free_memory();
         let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
@@ -385,6 +392,14 @@ pub fn probe_failure(hooks: &[HookStatus], probe: &str) -> Option<String> {
         .map(|status| format!("`{}`: {}", status.program, status.reason))
 }
 
+/// What an attached probe may miss, and why.
+pub fn probe_caveat(hooks: &[HookStatus], probe: &str) -> Option<String> {
+    hooks
+        .iter()
+        .find(|status| status.probe.name == probe && status.reason.is_empty() && !status.caveat.is_empty())
+        .map(|status| format!("`{}`: {}", status.program, status.caveat))
+}
+
 fn check_probes(hooks: &[HookStatus], required: &[String]) -> Result<(), StartError> {
     for probe in required {
         if let Some(reason) = probe_failure(hooks, probe) {
@@ -401,6 +416,14 @@ fn check_probes(hooks: &[HookStatus], required: &[String]) -> Result<(), StartEr
             hook = status.hook.program,
             reason = status.reason,
             "a hook could not attach: what it counts is missing"
+        );
+    }
+    for status in hooks.iter().filter(|status| !status.caveat.is_empty() && status.reason.is_empty()) {
+        tracing::warn!(
+            probe = status.probe.name,
+            hook = status.program,
+            reason = status.caveat,
+            "a hook may miss events"
         );
     }
     Ok(())

@@ -23,6 +23,16 @@ pub fn release_free_memory() {
     }
 }
 
+/// Lifts the limit on locked memory, which kernels before 5.11 hold the tables of programs against. Where that is refused
+/// (it takes `CAP_SYS_RESOURCE`) the limit stays, and the kernel says so when it refuses a table.
+pub fn unlimit_locked_memory() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit outlives the call, which only reads it.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit);
+    }
+}
+
 type Work<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// What has to be done before the agent ends. Run in reverse order of registration: what was set up last, and so may

@@ -8,7 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::{
     adapt::{Controller, Decision, Load, State},
     config::{Config, ConfigError},
-    engine::{Engine, PodKnowledge, Report, StartError, probe_failure},
+    engine::{Engine, PodKnowledge, Report, StartError, probe_caveat, probe_failure},
     filewatch::FileWatch,
     identity::pods::Event,
     known,
@@ -366,10 +366,15 @@ impl Metering {
         let engine = self.engine.borrow();
         let hooks = engine.kernel().hooks();
         let failures: Vec<_> = probes::ALL.iter().map(|probe| probe_failure(hooks, probe.name)).collect();
+        let caveats: Vec<_> = probes::ALL.iter().map(|probe| probe_caveat(hooks, probe.name)).collect();
         let states: Vec<_> = probes::ALL
             .iter()
-            .zip(&failures)
-            .map(|(probe, failure)| ProbeState { probe: probe.name, detached: failure.as_deref() })
+            .zip(failures.iter().zip(&caveats))
+            .map(|(probe, (failure, caveat))| ProbeState {
+                probe: probe.name,
+                detached: failure.as_deref(),
+                caveat: caveat.as_deref(),
+            })
             .collect();
         self.own.set_probes(&states);
         self.state.set_seeing();

@@ -1,4 +1,4 @@
-//! In: the sources of `agent-ebpf`; out: `target/kernmeter.bpf.o`, touched only when its bytes change. Knows nothing of
+//! In: the sources of `agent-ebpf`; out: the objects in `target/`, touched only when their bytes change. Knows nothing of
 //! the agent that embeds it.
 
 use std::ffi::OsString;
@@ -14,20 +14,29 @@ use crate::workspace;
 const TRIPLE: &str = "bpfel-unknown-none";
 const BINARY: &str = "kernmeter-ebpf";
 
-/// The object the agent embeds.
-pub fn object() -> PathBuf {
-    workspace::target().join("kernmeter.bpf.o")
+/// The objects the agent embeds, and the features each is built with: one that keeps the state of tasks in task storage,
+/// one for kernels that have none.
+const OBJECTS: [(&str, &str); 2] =
+    [("kernmeter.bpf.o", "programs"), ("kernmeter-task-table.bpf.o", "programs,task_table")];
+
+/// Where the objects are.
+pub fn objects() -> Vec<PathBuf> {
+    OBJECTS.iter().map(|(name, _)| workspace::target().join(name)).collect()
 }
 
-/// Builds the object, installing what that needs. Returns its path.
-pub fn run() -> Result<PathBuf> {
+/// Builds the objects, installing what that needs.
+pub fn run() -> Result<()> {
     let toolchain = setup::toolchain()?;
+    OBJECTS.iter().try_for_each(|(name, features)| build(&toolchain, name, features))
+}
+
+fn build(toolchain: &Toolchain, name: &str, features: &str) -> Result<()> {
     // Its own target folder: another compiler must not share cargo's, nor wait for its lock.
     let target = workspace::target().join("ebpf");
     let mut cargo = workspace::command(&toolchain.cargo);
     cargo
         .args(["build", "--locked", "--release", "--package", "agent-ebpf", "--bin", BINARY])
-        .args(["--features", "programs", "--target", TRIPLE, "-Z", "build-std=core"])
+        .args(["--features", features, "--target", TRIPLE, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(&target);
     for setting in ["opt-level=3", "codegen-units=1", "panic=\"abort\"", "strip=false", "incremental=false"] {
@@ -52,12 +61,12 @@ pub fn run() -> Result<PathBuf> {
         .env("RUSTC", &toolchain.rustc)
         // `-Z build-std` and the intrinsics of the programs, on a stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(&toolchain)?);
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain)?);
     workspace::run(&mut cargo)?;
 
     let built = target.join(TRIPLE).join("release").join(BINARY);
     let bytes = fs::read(&built).with_context(|| format!("cannot read \"{}\"", built.display()))?;
-    let object = object();
+    let object = workspace::target().join(name);
     let written = workspace::write_if_changed(&object, &bytes)?;
     println!(
         "build-ebpf: {} ({} bytes, {})",
@@ -65,7 +74,7 @@ pub fn run() -> Result<PathBuf> {
         bytes.len(),
         if written { "new" } else { "unchanged" }
     );
-    Ok(object)
+    Ok(())
 }
 
 /// Compiler flags, joined by the byte cargo splits them at (paths may hold spaces).

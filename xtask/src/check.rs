@@ -80,7 +80,11 @@ fn object_builds() -> Result<Verdict> {
 }
 
 fn object_names() -> Result<Verdict> {
-    complain(&tidy::object(&build_ebpf::object())?)
+    let mut complaints = Vec::new();
+    for object in build_ebpf::objects() {
+        complaints.extend(tidy::object(&object)?);
+    }
+    complain(&complaints)
 }
 
 fn complain(complaints: &[String]) -> Result<Verdict> {

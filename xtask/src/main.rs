@@ -59,7 +59,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Task::Setup(arguments) => setup::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Task::BuildEbpf => build_ebpf::run().map(|_| ExitCode::SUCCESS),
+        Task::BuildEbpf => build_ebpf::run().map(|()| ExitCode::SUCCESS),
         Task::Build(arguments) => agent::build(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Image(arguments) => image::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Deb(arguments) => deb::run(&arguments).map(|()| ExitCode::SUCCESS),

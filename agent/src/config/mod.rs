@@ -121,10 +121,13 @@ pub enum Auto {
 /// How programs attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// As BTF tracepoints, or as raw tracepoints where the kernel refuses those.
+    /// As BTF tracepoints, or as raw tracepoints where the kernel refuses those; on trace events where the kernel would
+    /// preempt them otherwise.
     Auto,
     /// As raw tracepoints only: no run-queue waits, no block times, no forks.
     Raw,
+    /// On trace events where there is one, as BTF tracepoints else.
+    Event,
 }
 
 /// How rows are read.

@@ -179,7 +179,8 @@ fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), 
     set(&mut kernel.slots, raw.slots, "kernel.slots", auto(agent_ebpf::FIRST_SLOT, agent_ebpf::MAX_SLOTS))?;
     set(&mut kernel.syscall_rows, raw.syscall_rows, "kernel.syscall_rows", auto(64, 4 << 20))?;
     set(&mut kernel.errno_rows, raw.errno_rows, "kernel.errno_rows", auto(64, 4 << 20))?;
-    let attach = one_of(&[("auto", AttachMode::Auto), ("raw", AttachMode::Raw)]);
+    let attach =
+        one_of(&[("auto", AttachMode::Auto), ("raw", AttachMode::Raw), ("event", AttachMode::Event)]);
     set(&mut kernel.attach, raw.attach, "kernel.attach", attach)?;
     let read = one_of(&[("auto", ReadMode::Auto), ("batch", ReadMode::Batch)]);
     set(&mut kernel.read, raw.read, "kernel.read", read)?;

@@ -24,6 +24,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "cgroup_mkdir",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "cgroup_mkdir",
             prototype: "cgroup_mkdir(struct cgroup *cgrp, const char *path), since 4.16",
             optional: false,
@@ -31,6 +32,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "cgroup_rmdir",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "cgroup_rmdir",
             prototype: "cgroup_rmdir(struct cgroup *cgrp, const char *path), since 4.16",
             optional: false,
@@ -38,6 +40,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "cgroup_attach",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "cgroup_attach_task",
             prototype: "cgroup_attach_task(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, \
                         bool threadgroup), since 4.16",
@@ -46,6 +49,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "cgroup_transfer",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "cgroup_transfer_tasks",
             prototype: "cgroup_transfer_tasks(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, \
                         bool threadgroup), since 4.16",

@@ -5,16 +5,28 @@ use std::os::fd::BorrowedFd;
 use aya::{
     Btf, Ebpf, EbpfLoader, TestRun as _,
     maps::{Map, MapData},
-    programs::{
-        BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, links::FdLink,
-    },
+    programs::{Iter, RawTracePoint, RawTracePointRunOptions},
 };
 use aya_log::EbpfLogger;
 
-use super::{ALL, Hook, Probe, offsets::Constants, size::Plan};
+pub use super::hook::HookStatus;
+use super::{
+    ALL, Probe,
+    hook::{Link, explain, load_hook},
+    offsets::Constants,
+    size::Plan,
+};
+use crate::config::AttachMode;
 
 /// The object, built for the BPF target and embedded.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KERNMETER_EBPF_OBJECT"));
+/// The same programs for kernels that keep no state of tasks for tracing programs: they keep it in a table.
+static TABLE_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KERNMETER_EBPF_TABLE_OBJECT"));
+
+/// The object for a kernel with or without task storage.
+pub fn object(task_storage: bool) -> &'static [u8] {
+    if task_storage { OBJECT } else { TABLE_OBJECT }
+}
 
 /// Program that accounts the running task of a CPU; run by the agent, never attached.
 const FLUSH: &str = "flush_cpu";
@@ -26,7 +38,7 @@ const ADOPT: &str = "adopt_task";
 pub enum LoadError {
     /// The kernel offers no BTF.
     #[error(
-        "cannot read the kernel's type information: {0}; kernmeter needs a kernel with CONFIG_DEBUG_INFO_BTF (Linux 5.13 \
+        "cannot read the kernel's type information: {0}; kernmeter needs a kernel with CONFIG_DEBUG_INFO_BTF (Linux 5.10 \
          or newer; most distributions have it) and /sys/kernel/btf/vmlinux readable"
     )]
     NoBtf(String),
@@ -38,26 +50,10 @@ pub enum LoadError {
     Missing(&'static str),
 }
 
-/// Whether a hook is in place, and if not why.
-#[derive(Clone, Debug)]
-pub struct HookStatus {
-    /// The probe it belongs to.
-    pub probe: &'static Probe,
-    /// The hook.
-    pub hook: &'static Hook,
-    /// The program in use: the hook's, or its raw twin.
-    pub program: &'static str,
-    /// Empty when attached.
-    pub reason: String,
-}
-
-/// Why a loaded program is not attached yet.
-const WAITING: &str = "not attached yet";
-
 /// The programs and maps in the kernel. Dropping it removes them.
 pub struct Kernel {
     ebpf: Ebpf,
-    links: Vec<FdLink>,
+    links: Vec<Link>,
     hooks: Vec<HookStatus>,
     plan: Plan,
     can_flush: bool,
@@ -90,11 +86,11 @@ pub struct MapSize {
 
 impl Kernel {
     /// Creates the maps and loads every program that the kernel accepts. Attaches nothing. A hook whose program is refused
-    /// falls back to its raw twin; `raw_only` tries the twins alone, but for cgroups, which have none.
+    /// falls back to its raw twin.
     ///
     /// # Errors
     /// Maps or the object as a whole were refused. A refused program is not an error: see [`Kernel::hooks`].
-    pub fn load(plan: Plan, constants: &Constants, raw_only: bool) -> Result<Kernel, LoadError> {
+    pub fn load(plan: Plan, constants: &Constants, mode: AttachMode) -> Result<Kernel, LoadError> {
         let mut loader = EbpfLoader::new();
         // The programs carry no relocations against kernel types: offsets come from `constants`. Letting go of the types here
         // keeps only one copy of them, some 20 MiB, in memory at a time.
@@ -122,10 +118,13 @@ impl Kernel {
             .map_max_entries("ERR_FREE", plan.errno_rows)
             .map_max_entries("ERR_META", plan.errno_rows)
             .map_max_entries("ERR_ROWS", plan.errno_rows * plan.shards);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| {
+        if !constants.task_storage {
+            loader.map_max_entries("TASKS", plan.tasks);
+        }
+        let mut ebpf = loader.load(object(constants.task_storage)).map_err(|error| {
             let text = chain(&error);
             let advice = if text.contains("Operation not permitted") || text.contains("os error 1)") {
-                "run as root or with CAP_BPF and CAP_PERFMON and with a seccomp profile that allows bpf(2), and see `kernmeter doctor`"
+                "run as root or with CAP_BPF and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE or an unlimited RLIMIT_MEMLOCK) and with a seccomp profile that allows bpf(2), and see `kernmeter doctor`"
             } else if text.contains("Cannot allocate memory") {
                 "lower `kernel.memory_budget`, or raise the memory limit of the agent's cgroup"
             } else {
@@ -138,8 +137,7 @@ impl Kernel {
         let mut hooks = Vec::new();
         for probe in ALL {
             for hook in probe.hooks {
-                let twin_only = raw_only && probe.name != super::cgroup::PROBE.name;
-                hooks.push(load_hook(&mut ebpf, &btf, probe, hook, twin_only)?);
+                hooks.push(load_hook(&mut ebpf, &btf, probe, hook, mode, constants)?);
             }
         }
         let flush: &mut RawTracePoint =
@@ -172,17 +170,7 @@ impl Kernel {
     /// Attaches the loaded programs of a probe. A hook that cannot attach keeps its reason.
     pub fn attach(&mut self, probe: &Probe) {
         for status in self.hooks.iter_mut().filter(|status| status.probe.name == probe.name) {
-            if status.reason != WAITING {
-                continue;
-            }
-            let Some(program) = self.ebpf.program_mut(status.program) else { continue };
-            match attach(program, status.hook.tracepoint) {
-                Ok(link) => {
-                    self.links.push(link);
-                    status.reason.clear();
-                }
-                Err(error) => status.reason = explain(&error),
-            }
+            self.links.extend(status.attach(&mut self.ebpf));
         }
     }
 
@@ -291,54 +279,6 @@ impl KernelLog {
     }
 }
 
-/// Loads the program of a hook, or its twin.
-fn load_hook(
-    ebpf: &mut Ebpf,
-    btf: &Btf,
-    probe: &'static Probe,
-    hook: &'static Hook,
-    twin_only: bool,
-) -> Result<HookStatus, LoadError> {
-    let refused = if twin_only {
-        "BTF tracepoints are switched off by `kernel.attach`".to_owned()
-    } else {
-        let program: &mut BtfTracePoint = ebpf
-            .program_mut(hook.program)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(LoadError::Missing(hook.program))?;
-        match program.load(hook.tracepoint, btf) {
-            Ok(()) => {
-                return Ok(HookStatus { probe, hook, program: hook.program, reason: WAITING.to_owned() });
-            }
-            Err(error) => explain(&error),
-        }
-    };
-    let Some(twin) = hook.raw_twin else {
-        return Ok(HookStatus { probe, hook, program: hook.program, reason: refused });
-    };
-    let program: &mut RawTracePoint =
-        ebpf.program_mut(twin).and_then(|program| program.try_into().ok()).ok_or(LoadError::Missing(twin))?;
-    let reason = match program.load() {
-        Ok(()) => WAITING.to_owned(),
-        Err(error) => format!("{refused}; and as a raw tracepoint: {}", explain(&error)),
-    };
-    Ok(HookStatus { probe, hook, program: twin, reason })
-}
-
-fn attach(program: &mut Program, tracepoint: &str) -> Result<FdLink, ProgramError> {
-    match program {
-        Program::BtfTracePoint(program) => {
-            let id = program.attach()?;
-            Ok(program.take_link(id)?.into())
-        }
-        Program::RawTracePoint(program) => {
-            let id = program.attach(tracepoint)?;
-            Ok(program.take_link(id)?.into())
-        }
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
 /// Possible CPUs, as one more than the highest number: numbers may have gaps.
 pub fn possible_cpus() -> u32 {
     let highest = aya::util::online_cpus().ok().into_iter().chain(possible()).flatten().max();
@@ -405,30 +345,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// A program error in a line: for a rejected program, the verifier's last words.
-fn explain(error: &ProgramError) -> String {
-    match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            let mut last: Vec<&str> =
-                log.lines().rev().filter(|line| !line.is_empty() && !is_statistics(line)).take(3).collect();
-            last.reverse();
-            let advice = match io_error.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) if last.is_empty() => {
-                    "; run as root or with CAP_BPF and CAP_PERFMON"
-                }
-                _ => "",
-            };
-            format!("the kernel rejected it: {io_error}{advice}; {}", last.join(" | "))
-        }
-        other => chain(other),
-    }
-}
-
-fn is_statistics(line: &str) -> bool {
-    ["processed ", "verification time", "stack depth", "max_states"]
-        .iter()
-        .any(|start| line.starts_with(start))
 }

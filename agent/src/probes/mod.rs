@@ -4,6 +4,8 @@
 //! A new probe is a kernel module, a file here and an entry in [`ALL`].
 
 pub mod cgroup;
+pub mod event;
+pub mod hook;
 pub mod load;
 pub mod offsets;
 pub mod process;
@@ -20,12 +22,34 @@ pub struct Hook {
     pub program: &'static str,
     /// Program that does the same on a raw tracepoint, with helpers only; `None` where it cannot be done.
     pub raw_twin: Option<&'static str>,
+    /// Program that does the same on a trace event, which runs it with preemption off; `None` where none is needed or can do it.
+    pub event_twin: Option<EventTwin>,
     /// Name of the tracepoint.
     pub tracepoint: &'static str,
     /// The tracepoint's prototype in the newest kernel we know, and since when it has that form.
     pub prototype: &'static str,
     /// Whether the probe still counts exactly without this hook.
     pub optional: bool,
+}
+
+/// A program on a trace event, a record of fixed layout that the kernel makes at a tracepoint.
+#[derive(Debug)]
+pub struct EventTwin {
+    /// Name of the program in the object.
+    pub program: &'static str,
+    /// The event's group; its name is that of the tracepoint.
+    pub group: &'static str,
+    /// The field of the record the program reads, and where: struct, member, byte offset. The program is used only where it
+    /// lies there.
+    pub field: Option<(&'static str, &'static str, u32)>,
+}
+
+impl Hook {
+    /// Every program that can serve this hook.
+    pub fn programs(&self) -> impl Iterator<Item = &'static str> {
+        let event = self.event_twin.as_ref().map(|twin| twin.program);
+        std::iter::once(self.program).chain(self.raw_twin).chain(event)
+    }
 }
 
 /// A kernel field a probe reads, looked up in the running kernel's BTF.
@@ -87,7 +111,7 @@ mod tests {
         }
         for probe in ALL {
             for hook in probe.hooks {
-                for program in std::iter::once(hook.program).chain(hook.raw_twin) {
+                for program in hook.programs() {
                     assert!(program.len() <= 15, "`{program}` would be cut by the kernel");
                 }
                 assert!(hook.prototype.contains(hook.tracepoint));

@@ -1,6 +1,6 @@
 //! In: the running kernel's BTF; out: the constants the programs need. Never guesses: a missing field is named.
 
-use super::Field;
+use super::{ALL, EventTwin, Field};
 use crate::btf::{Btf, BtfError};
 
 /// Every field the programs load, with its names in the kernels we know, newest first.
@@ -33,6 +33,24 @@ pub static FIELDS: &[Field] = &[
 pub struct Constants {
     /// Name and value of each.
     pub values: Vec<(&'static str, u32)>,
+    /// Whether tracing programs can keep state in tasks: see [`has_task_storage`].
+    pub task_storage: bool,
+    /// Whether the kernel may preempt programs on tracepoints that are hit in task context, those of system calls above all.
+    pub preemptible: bool,
+    /// Programs for trace events whose records have the fields they read where they read them.
+    pub events: Vec<&'static str>,
+}
+
+/// Whether the kernel may preempt programs on the tracepoints of system calls (Linux 7.2): this function came with it.
+///
+/// # Errors
+/// The type information is malformed.
+pub fn is_preemptible(btf: &Btf) -> Result<bool, BtfError> {
+    btf.has_function("trace_call_bpf_faultable")
+}
+
+fn has_its_field(btf: &Btf, twin: &EventTwin) -> bool {
+    twin.field.is_none_or(|(structure, member, offset)| btf.offset(structure, &[member]) == Ok(offset))
 }
 
 /// Whether tracing programs can keep state in tasks: the member came with that ability (Linux 5.13).
@@ -64,7 +82,9 @@ pub fn resolve(btf: &Btf) -> Result<Constants, BtfError> {
     let args = |hook: &str| btf.tracepoint_args(hook).map(Option::unwrap_or_default);
     values.push(("HAS_PREV_STATE", u32::from(args("sched_switch")? >= 4)));
     values.push(("HAS_GROUP_DEAD", u32::from(args("sched_process_exit")? >= 2)));
-    Ok(Constants { values })
+    let twins = ALL.iter().flat_map(|probe| probe.hooks).filter_map(|hook| hook.event_twin.as_ref());
+    let events = twins.filter(|twin| has_its_field(btf, twin)).map(|twin| twin.program).collect();
+    Ok(Constants { values, task_storage: has_task_storage(btf), preemptible: is_preemptible(btf)?, events })
 }
 
 #[cfg(test)]
@@ -85,5 +105,6 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), FIELDS.len() + 2);
+        assert!(constants.events.contains(&"event_sys_enter"), "{:?}", constants.events);
     }
 }

@@ -1,6 +1,6 @@
 //! The process probe: its hooks and metric families. Knows no values.
 
-use super::{Hook, Probe};
+use super::{EventTwin, Hook, Probe};
 use crate::family::{Family, Kind, Scale};
 
 const fn counter(name: &'static str, help: &'static str) -> Family {
@@ -30,12 +30,13 @@ pub static TASKS: Family = Family {
 pub static PROBE: Probe = Probe {
     name: "process",
     summary: "processes and threads: created, executed, ended, alive",
-    needs: "Linux 5.13: task storage for tracing programs; BTF",
+    needs: "Linux 5.10: BTF; from 5.13 on the kernel keeps the state of tasks, before a table does",
     cost: "about 200 ns per fork",
     hooks: &[
         Hook {
             program: "process_fork",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "sched_process_fork",
             prototype: "sched_process_fork(struct task_struct *parent, struct task_struct *child), since 2.6.32",
             optional: false,
@@ -43,6 +44,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "process_exec",
             raw_twin: Some("raw_exec"),
+            event_twin: Some(EventTwin { program: "event_exec", group: "sched", field: None }),
             tracepoint: "sched_process_exec",
             prototype: "sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm), since 3.4",
             optional: true,
@@ -50,6 +52,11 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "process_exit",
             raw_twin: Some("raw_exit"),
+            event_twin: Some(EventTwin {
+                program: "event_exit",
+                group: "sched",
+                field: Some(("trace_event_raw_sched_process_exit", "group_dead", 32)),
+            }),
             tracepoint: "sched_process_exit",
             prototype: "sched_process_exit(struct task_struct *p, bool group_dead), since 6.16; without group_dead before",
             optional: true,

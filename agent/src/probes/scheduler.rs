@@ -58,12 +58,13 @@ pub static MIGRATIONS: Family = Family {
 pub static PROBE: Probe = Probe {
     name: "scheduler",
     summary: "CPU time, run-queue wait, time blocked, context switches, migrations",
-    needs: "Linux 5.13: task storage for tracing programs; BTF",
+    needs: "Linux 5.10: BTF; from 5.13 on the kernel keeps the state of tasks, before a table does",
     cost: "about 580 ns per context switch with one wake-up on a mitigated 2-core VM, 300 of them above empty programs",
     hooks: &[
         Hook {
             program: "sched_switch",
             raw_twin: Some("raw_switch"),
+            event_twin: None,
             tracepoint: "sched_switch",
             prototype: "sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next, \
                         unsigned int prev_state), since 5.18; without prev_state before",
@@ -72,6 +73,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "sched_wakeup",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "sched_wakeup",
             prototype: "sched_wakeup(struct task_struct *p), since 4.4",
             optional: false,
@@ -79,6 +81,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "wakeup_new",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "sched_wakeup_new",
             prototype: "sched_wakeup_new(struct task_struct *p), since 4.4",
             optional: false,
@@ -86,6 +89,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "sched_migrate",
             raw_twin: None,
+            event_twin: None,
             tracepoint: "sched_migrate_task",
             prototype: "sched_migrate_task(struct task_struct *p, int dest_cpu), since 2.6.32",
             optional: true,

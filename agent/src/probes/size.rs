@@ -1,6 +1,6 @@
 //! In: possible CPUs, a memory budget, wishes; out: how large each map is. Does no I/O.
 
-use agent_ebpf::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow};
+use agent_ebpf::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow, TASK_STATE_SIZE};
 
 /// What the configuration asks for; `None` lets the plan choose.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,6 +13,8 @@ pub struct Wishes {
     pub syscall_rows: Option<u32>,
     /// Errno rows.
     pub errno_rows: Option<u32>,
+    /// Whether the kernel keeps no state of tasks for programs, so that a table must.
+    pub task_table: bool,
 }
 
 /// Sizes of the maps.
@@ -28,6 +30,8 @@ pub struct Plan {
     pub syscall_rows: u32,
     /// Errno rows.
     pub errno_rows: u32,
+    /// Tasks whose state is kept in a table; 0 where the kernel keeps it.
+    pub tasks: u32,
     /// Possible CPUs the plan is for.
     pub cpus: u32,
 }
@@ -57,6 +61,11 @@ const MIN_SYSCALL_ROWS: u32 = 256;
 const MIN_ERRNO_ROWS: u32 = 128;
 /// However few slots there are, a host may have this many cgroups.
 const MIN_CGROUPS: u32 = 4096;
+/// Tasks the table has room for at most, and at least.
+const TASKS: u64 = 65_536;
+const MIN_TASKS: u64 = 1024;
+/// Share of the budget that the table of tasks takes at most.
+const TASKS_SHARE: u64 = 4;
 /// Shards beyond this many bring nothing: an uncontended atomic add costs a few nanoseconds.
 const MIN_SHARDS: u32 = 8;
 
@@ -70,6 +79,11 @@ pub fn budget_on(total_memory: u64, configured: u64) -> u64 {
 
 /// An entry of a preallocated hash beyond key and value (`struct htab_elem` and its bucket), rounded up.
 const HASH_OVERHEAD: u64 = 64;
+
+/// Tasks whose state these bytes hold.
+fn tasks_within(bytes: u64) -> u32 {
+    (bytes / (8 + TASK_STATE_SIZE as u64 + HASH_OVERHEAD)).clamp(MIN_TASKS, TASKS) as u32
+}
 
 impl Plan {
     /// Entries of the cgroup table: nested cgroups, and those that found no slot, have an entry too.
@@ -90,6 +104,7 @@ impl Plan {
             + hash(u64::from(self.cgroups()), 8 + size_of::<CgroupRef>())
             + hash(rows, 8)
             + hash(errnos, 16)
+            + hash(u64::from(self.tasks), 8 + TASK_STATE_SIZE)
             + u64::from(self.cpus) * 4096
     }
 
@@ -105,6 +120,7 @@ impl Plan {
             slots: wishes.slots.unwrap_or(SLOTS).clamp(FIRST_SLOT + 1, MAX_SLOTS - 1),
             syscall_rows: wishes.syscall_rows.unwrap_or(SYSCALL_ROWS).max(1),
             errno_rows: wishes.errno_rows.unwrap_or(ERRNO_ROWS).max(1),
+            tasks: if wishes.task_table { tasks_within(wishes.budget / TASKS_SHARE) } else { 0 },
             cpus,
         };
         while plan.bytes() > wishes.budget {
@@ -160,6 +176,17 @@ mod tests {
     }
 
     #[test]
+    fn a_table_of_tasks_is_part_of_the_budget() {
+        let wishes = Wishes { budget: 64 * MIB, task_table: true, ..Wishes::default() };
+        let plan = Plan::new(2, &wishes).unwrap();
+        assert_eq!(plan.tasks, 65_536);
+        assert!(plan.bytes() <= 64 * MIB, "{plan:?}");
+        let plan = Plan::new(2, &Wishes { budget: 8 * MIB, ..wishes }).unwrap();
+        assert!((10_000..20_000).contains(&plan.tasks) && plan.bytes() <= 8 * MIB, "{plan:?}");
+        assert_eq!(Plan::new(2, &Wishes { budget: 64 * MIB, ..Wishes::default() }).unwrap().tasks, 0);
+    }
+
+    #[test]
     fn small_machines_get_a_shard_each() {
         let plan = Plan::new(2, &Wishes { budget: 64 * MIB, ..Wishes::default() }).unwrap();
         assert_eq!((plan.shards, plan.shared, plan.slots, plan.syscall_rows), (2, false, 4096, 8192));
@@ -167,7 +194,13 @@ mod tests {
 
     #[test]
     fn wishes_are_kept_or_refused() {
-        let wishes = Wishes { budget: 8 * MIB, slots: Some(100), syscall_rows: None, errno_rows: Some(7) };
+        let wishes = Wishes {
+            budget: 8 * MIB,
+            slots: Some(100),
+            syscall_rows: None,
+            errno_rows: Some(7),
+            task_table: false,
+        };
         let plan = Plan::new(2, &wishes).unwrap();
         assert_eq!((plan.slots, plan.errno_rows), (100, 7));
         let refused = Plan::new(2, &Wishes { budget: MIB, slots: Some(60_000), ..Wishes::default() });

@@ -48,6 +48,8 @@ pub struct ProbeState<'a> {
     pub probe: &'a str,
     /// `None`: attached. Else why not, in a few words.
     pub detached: Option<&'a str>,
+    /// What it may miss while attached, in a few words.
+    pub caveat: Option<&'a str>,
 }
 
 /// The fill of a kernel map.
@@ -125,7 +127,7 @@ macro_rules! tables {
 
 tables! {
     probe_attached: Gauge "kernmeter_probe_attached" [""] ["probe", "reason"]
-        "Whether the probe is attached (1) or not (0, with the reason).";
+        "Whether the probe is attached (1; a reason says what it may miss) or not (0, with the reason).";
     events_lost: Counter "kernmeter_events_lost" [""] ["stage", "reason"]
         "Events that could not be accounted in full, by the stage that lost them and why.";
     kernel_events: Counter "kernmeter_kernel_events" [""] ["event"]
@@ -244,9 +246,12 @@ impl SelfMetrics {
 
     /// Every probe's state; replaces what was said before.
     pub fn set_probes(&self, probes: &[ProbeState]) {
+        let reason = |p: &ProbeState<'_>| p.detached.or(p.caveat).map(str::to_owned).unwrap_or_default();
+        let reasons: Vec<_> = probes.iter().map(reason).collect();
         let rows = probes
             .iter()
-            .map(|p| ([p.probe, p.detached.unwrap_or("")], Value::Integer(u64::from(p.detached.is_none()))));
+            .zip(&reasons)
+            .map(|(p, reason)| ([p.probe, reason], Value::Integer(u64::from(p.detached.is_none()))));
         self.tables().probe_attached.replace(rows);
     }
 
@@ -396,7 +401,7 @@ impl SelfMetrics {
 
     /// Gives every family a sample: one without samples is not written, and so would not be documented.
     pub fn fill_for_docs(&self) {
-        self.set_probes(&[ProbeState { probe: "", detached: None }]);
+        self.set_probes(&[ProbeState { probe: "", detached: None, caveat: None }]);
         self.set_events_lost(&[("", "", 0)]);
         self.set_kernel_events(&[("", 0)]);
         self.set_kernel_seconds(&[("", 0.0)]);

@@ -5,8 +5,8 @@ use super::*;
 fn filled() -> SelfMetrics {
     let own = SelfMetrics::new("0.1.0", "abc\"\\def");
     own.set_probes(&[
-        ProbeState { probe: "syscalls", detached: None },
-        ProbeState { probe: "scheduler", detached: Some("kernel \"5.4\"\nhas no BTF") },
+        ProbeState { probe: "syscalls", detached: None, caveat: None },
+        ProbeState { probe: "scheduler", detached: Some("kernel \"5.4\"\nhas no BTF"), caveat: None },
     ]);
     own.set_events_lost(&[("kernel", "row_table_full", u64::MAX), ("drain", "stale", 0)]);
     own.set_kernel_events(&[("sys_enter", 10), ("sys_exit", 9)]);
@@ -151,7 +151,7 @@ fn every_family_has_help_and_type_before_its_samples_and_once() {
 #[test]
 fn replaced_rows_are_gone() {
     let own = filled();
-    own.set_probes(&[ProbeState { probe: "scheduler", detached: None }]);
+    own.set_probes(&[ProbeState { probe: "scheduler", detached: None, caveat: None }]);
     own.set_series(std::iter::empty());
     let text = body(&own, Format::Text004);
     has(&text, r#"kernmeter_probe_attached{probe="scheduler",reason=""} 1"#);
@@ -164,9 +164,9 @@ fn equal_rows_never_reach_a_scrape_and_long_values_are_cut() {
     let own = SelfMetrics::new("0", "");
     let long = "é".repeat(4096);
     own.set_probes(&[
-        ProbeState { probe: "x", detached: Some(&long) },
-        ProbeState { probe: "x", detached: Some(&long) },
-        ProbeState { probe: "y\0", detached: None },
+        ProbeState { probe: "x", detached: Some(&long), caveat: None },
+        ProbeState { probe: "x", detached: Some(&long), caveat: None },
+        ProbeState { probe: "y\0", detached: None, caveat: None },
     ]);
     let text = body(&own, Format::Text004);
     assert_eq!(text.matches("kernmeter_probe_attached{probe=\"x\"").count(), 1);

@@ -1,16 +1,13 @@
 //! In: the kernel's type information; out: for every program whether this kernel accepts it, and how many instructions
 //! its verifier looked at. Attaches nothing, and uses the smallest maps.
 
-use anyhow::{Context, Result, bail};
-use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint};
+use anyhow::{Context, Result, anyhow, bail};
+use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, EbpfLoader};
 use kernmeter::engine::BTF_PATH;
-use kernmeter::probes::load::{OBJECT, chain, lockdown};
+use kernmeter::probes::load::{chain, lockdown, object};
 use kernmeter::probes::{self, offsets};
-use kernmeter_tests::skip;
 
-use crate::machine;
-use crate::prototypes;
 use crate::report::Report;
 
 /// Last lines of a verifier's log that say why; the others say how it got there.
@@ -29,16 +26,9 @@ pub fn check(report: &mut Report) -> Result<()> {
     for (name, value) in &constants.values {
         loader.override_global(name, value, true);
     }
-    let mut ebpf = match loader.load(OBJECT) {
-        Ok(ebpf) => ebpf,
-        Err(error) => {
-            let text = chain(&error);
-            if text.contains("`TASKS`") && text.contains("Invalid argument") && !has_task_storage() {
-                skip!("no task storage for tracing programs before Linux 5.13: {text}");
-            }
-            bail!("{text}");
-        }
-    };
+    // Kernels before 5.11 hold the maps against it.
+    kernmeter::lifecycle::unlimit_locked_memory();
+    let mut ebpf = loader.load(object(constants.task_storage)).map_err(|error| anyhow!(chain(&error)))?;
     let btf = Btf::from_sys_fs()?;
     let mut rejected = Vec::new();
     let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
@@ -61,11 +51,6 @@ pub fn check(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Whether this kernel is of a release that has task storage for tracing programs.
-fn has_task_storage() -> bool {
-    prototypes::numbers(&machine::release()) >= Some((5, 11))
-}
-
 /// Loads one program the way its kind asks for.
 fn load(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramError> {
     match program {
@@ -75,6 +60,7 @@ fn load(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramError
             <&mut BtfTracePoint>::try_from(program)?.load(hook.map_or(name, |hook| hook.tracepoint), btf)
         }
         Program::RawTracePoint(_) => <&mut RawTracePoint>::try_from(program)?.load(),
+        Program::TracePoint(_) => <&mut TracePoint>::try_from(program)?.load(),
         Program::Iter(_) => <&mut Iter>::try_from(program)?.load("task", btf),
         // A kind this does not know yet must not pass unseen.
         _ => Err(ProgramError::UnexpectedProgramType),
