@@ -128,11 +128,15 @@ impl Event {
     }
 }
 
-/// The number of a trace event on this boot: from tracefs.
+/// The number of a trace event on this boot: from tracefs, or from a descriptor that the service manager opened for an agent
+/// that may not read there, named as the event.
 ///
 /// # Errors
 /// [`EventError::Number`] with the last place looked at.
 pub fn number(group: &str, name: &str) -> Result<u64, EventError> {
+    if let Some(number) = inherited(name) {
+        return Ok(number);
+    }
     let mut last = None;
     for mount in MOUNTS {
         let path: PathBuf = [mount, "events", group, name, "id"].iter().collect();
@@ -153,9 +157,42 @@ fn read_number(path: &std::path::Path) -> io::Result<u64> {
     fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
 
+/// First descriptor that a service manager passes (`sd_listen_fds(3)`).
+const FIRST_PASSED: i32 = 3;
+
+/// What stands in the file that the service manager passed under this name.
+fn inherited(name: &str) -> Option<u64> {
+    let variable = |name| std::env::var(name).ok();
+    if variable("LISTEN_PID")?.parse() != Ok(std::process::id()) {
+        return None;
+    }
+    let passed: i32 = variable("LISTEN_FDS")?.parse().ok()?;
+    let place = position(&variable("LISTEN_FDNAMES")?, name)?;
+    if place >= passed {
+        return None;
+    }
+    let mut text = [0u8; 24];
+    // SAFETY: the buffer is as long as said; a descriptor that is not open is an error.
+    let read = unsafe { libc::pread(FIRST_PASSED + place, text.as_mut_ptr().cast(), text.len(), 0) };
+    let text = text.get(..usize::try_from(read).ok()?)?;
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
+}
+
+/// Where a name stands in a list joined by colons.
+fn position(names: &str, name: &str) -> Option<i32> {
+    names.split(':').position(|other| other == name).and_then(|place| i32::try_from(place).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passed_descriptors_are_found_by_name() {
+        assert_eq!(position("sys_enter:sys_exit", "sys_exit"), Some(1));
+        assert_eq!(position("sys_enter:sys_exit", "sys"), None);
+        assert_eq!(position("", "sys_enter"), None);
+    }
 
     #[test]
     fn an_unknown_event_is_named() {
