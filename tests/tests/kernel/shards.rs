@@ -6,7 +6,7 @@ use agent_ebpf::{Total, syscall_key};
 use anyhow::{Context as _, ensure};
 use kernmeter::{
     btf::Btf,
-    config::ReadMode,
+    config::{AttachMode, ReadMode},
     drain::{Batch, Drain},
     engine::BTF_PATH,
     probes::{
@@ -33,11 +33,11 @@ fn count(shards: u32, mode: ReadMode) -> Outcome {
     if shards < cpus && cpus < 2 {
         skip!("needs two CPUs");
     }
-    let plan = Plan { shards, shared: shards < cpus, slots: 256, syscall_rows: 2048, errno_rows: 512, cpus };
+    let plan = Plan { shards, shared: shards < cpus, slots: 256, syscall_rows: 2048, errno_rows: 512, tasks: 0, cpus };
     let btf = Btf::parse(std::fs::read(BTF_PATH).context(BTF_PATH)?)?;
     let mut constants = offsets::resolve(&btf)?;
     constants.values.push(("HAS_PROBE_READ", 1));
-    let mut kernel = Kernel::load(plan, &constants, false)?;
+    let mut kernel = Kernel::load(plan, &constants, AttachMode::Auto)?;
     let mut drain = Drain::open(&mut kernel, 1, mode)?;
     ensure!(drain.is_mapped() == (mode == ReadMode::Auto), "mapped: {}", drain.is_mapped());
     for probe in probes::ALL {
