@@ -2,13 +2,14 @@
 
 use anyhow::{Context, ensure};
 use kernmeter_tests::settings::rule;
-use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
+use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, skip, trials};
 
 use crate::NATIVE;
 use crate::family::{ERRORS, KERNEL_EVENTS, LOST, SYSCALLS};
 
 trials![
     exact_across_many_drains,
+    exact_on_trace_events,
     exact_when_the_cgroup_is_removed_at_once,
     exact_for_500_short_lived_cgroups,
     exact_for_cgroups_made_while_drained,
@@ -52,6 +53,26 @@ fn exact_across_many_drains() -> Outcome {
     check_counts(&scrape, "exact")?;
     workload.finish()?;
     check_counts(&agent.fresh()?, "exact")?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// As programs run on kernels that would preempt them on the tracepoints.
+fn exact_on_trace_events() -> Outcome {
+    if std::fs::read_dir("/sys/kernel/tracing/events").is_err() {
+        skip!("no tracefs at /sys/kernel/tracing");
+    }
+    let hierarchy = Hierarchy::new()?;
+    let settings = Settings::new(&hierarchy).section("kernel: {attach: event}");
+    let agent = Agent::start(&settings)?;
+    let scrape = agent.fresh()?;
+    let on_event = |program| scrape.find("kernmeter_program_runs_total", &[("program", program)]).count();
+    ensure!(on_event("event_sys_enter") == 1, "the tracepoint is used instead of the trace event");
+    let tenant = hierarchy.tenant("events")?;
+    let (workload, _) = Workload::run(&tenant, &WORKLOAD)?;
+    let scrape = agent.settle(GETPPID, |s| calls(s, "events", "getppid"))?;
+    check_counts(&scrape, "events")?;
+    workload.finish()?;
     agent.stop_conserved()?;
     Ok(())
 }

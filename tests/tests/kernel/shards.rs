@@ -33,7 +33,15 @@ fn count(shards: u32, mode: ReadMode) -> Outcome {
     if shards < cpus && cpus < 2 {
         skip!("needs two CPUs");
     }
-    let plan = Plan { shards, shared: shards < cpus, slots: 256, syscall_rows: 2048, errno_rows: 512, tasks: 0, cpus };
+    let plan = Plan {
+        shards,
+        shared: shards < cpus,
+        slots: 256,
+        syscall_rows: 2048,
+        errno_rows: 512,
+        tasks: 0,
+        cpus,
+    };
     let btf = Btf::parse(std::fs::read(BTF_PATH).context(BTF_PATH)?)?;
     let mut constants = offsets::resolve(&btf)?;
     constants.values.push(("HAS_PROBE_READ", 1));
