@@ -65,9 +65,10 @@ fn exact_on_trace_events() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let settings = Settings::new(&hierarchy).section("kernel: {attach: event}");
     let agent = Agent::start(&settings)?;
-    let scrape = agent.fresh()?;
-    let on_event = |program| scrape.find("kernmeter_program_runs_total", &[("program", program)]).count();
-    ensure!(on_event("event_sys_enter") == 1, "the tracepoint is used instead of the trace event");
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", agent.pid()))?;
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let events = targets.filter(|target| target.to_string_lossy().contains("perf_event")).count();
+    ensure!(events == 4, "{events} trace events in use instead of 4");
     let tenant = hierarchy.tenant("events")?;
     let (workload, _) = Workload::run(&tenant, &WORKLOAD)?;
     let scrape = agent.settle(GETPPID, |s| calls(s, "events", "getppid"))?;
