@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use aya::programs::loaded_programs;
+use kernmeter::probes;
 use kernmeter_tests::kernel::{bpf_objects, task_times};
 use kernmeter_tests::{Agent, Hierarchy, Scrape, Settings, Workload, agent, skip};
 
@@ -104,6 +106,18 @@ fn start() -> Result<()> {
         .map(|sample| format!("{:?}", sample.labels))
         .collect();
     ensure!(detached.is_empty(), "not attached: {}", detached.join(", "));
+    // A probe counts as attached without its optional hooks.
+    let mut loaded = Vec::new();
+    for program in loaded_programs() {
+        loaded.extend(program?.name_as_str().map(str::to_owned));
+    }
+    let missing: Vec<&str> = probes::ALL
+        .iter()
+        .flat_map(|probe| probe.hooks)
+        .map(|hook| hook.program)
+        .filter(|program| !loaded.iter().any(|name| name == program))
+        .collect();
+    ensure!(missing.is_empty(), "not loaded: {}", missing.join(", "));
     let bytes = scrape.count("kernmeter_map_memory_bytes", &[]);
     let resident = kernmeter_tests::kernel::resident(agent.pid())?;
     ensure!(bytes > 0, "no map has a size");

@@ -12,6 +12,8 @@ use crate::report::Report;
 
 /// Last lines of a verifier's log that say why; the others say how it got there.
 const LAST_WORDS: usize = 4;
+/// Beginnings of lines that only say how much the verifier had to do.
+const STATISTICS: [&str; 5] = ["processed ", "verification time", "stack depth", "insns ", "subprog "];
 
 /// Loads every program of the object once, those included that the agent would not need on this kernel.
 ///
@@ -74,9 +76,7 @@ fn explain(error: &ProgramError) -> String {
     let mut last: Vec<&str> = log
         .lines()
         .rev()
-        .filter(|line| {
-            !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("verification time")
-        })
+        .filter(|line| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start)))
         .take(LAST_WORDS)
         .collect();
     last.reverse();

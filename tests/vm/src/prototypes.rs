@@ -99,7 +99,8 @@ fn contradiction(documented: &Documented, found: Option<&[Argument]>, release: R
         });
     (!same).then(|| {
         let show = |all: Vec<(&str, &str)>| {
-            all.into_iter().map(|(kind, name)| format!("{kind} {name}")).collect::<Vec<_>>().join(", ")
+            let one = |(kind, name)| format!("{kind} {name}").replace("* ", "*").trim_end().to_owned();
+            all.into_iter().map(one).collect::<Vec<_>>().join(", ")
         };
         let found = found
             .iter()
