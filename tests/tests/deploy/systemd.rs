@@ -51,7 +51,10 @@ fn unit_is_sound_and_little_exposed() -> Outcome {
     for (name, text) in [("as it is", text), ("with tls.conf", with_tls)] {
         let copy = dir.write("kernmeter.service", &text.replace(installed, &path))?;
         let (out, err) = tool::run(Command::new(&analyze).args(["verify", "--man=no"]).arg(&copy))?;
-        ensure!(out.is_empty() && err.is_empty(), "{name}: systemd-analyze verify says:\n{out}{err}");
+        // systemd before 253 says that it ignores this one; kernels that need it come with newer ones.
+        let is_known = |line: &&str| !line.contains("Unknown key") || !line.contains("'OpenFile'");
+        let complaints: Vec<_> = out.lines().chain(err.lines()).filter(is_known).collect();
+        ensure!(complaints.is_empty(), "{name}: systemd-analyze verify says:\n{}", complaints.join("\n"));
         let exposure = exposure(&analyze, &copy)?;
         println!("exposure {name}: {exposure}");
         ensure!(exposure <= EXPOSURE, "{name}: exposure {exposure} is above {EXPOSURE}");
