@@ -4,6 +4,9 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use kernmeter::btf::Btf;
+use kernmeter::engine::BTF_PATH;
+use kernmeter::probes::offsets;
 use kernmeter_tests::agent;
 
 /// One line of doctor's.
@@ -50,12 +53,25 @@ pub fn examine() -> Result<Report> {
 
 /// Doctor finds nothing that keeps the agent from metering.
 pub fn content() -> Result<()> {
-    lacks(&[])
+    // Such a kernel is metered by other means, of which doctor tells.
+    let table = ("task state", "warn", "Linux 5.13");
+    let storage = offsets::has_task_storage(&types()?);
+    lacks(if storage { &[] } else { std::slice::from_ref(&table) })
 }
 
 /// Under lockdown=confidentiality names are lost, the rest goes on.
 pub fn names_confidentiality() -> Result<()> {
-    lacks(&[("lockdown", "warn", "lockdown=integrity")])
+    let mut expected = vec![("lockdown", "warn", "lockdown=integrity")];
+    // Trace events are locked away, and the programs must go where the kernel preempts them.
+    if offsets::is_preemptible(&types()?)? {
+        expected.push(("preemption", "warn", "recursion"));
+    }
+    lacks(&expected)
+}
+
+fn types() -> Result<Btf> {
+    let data = std::fs::read(BTF_PATH).with_context(|| format!("read {BTF_PATH}"))?;
+    Ok(Btf::parse(data)?)
 }
 
 /// Without type information every probe is lost.
