@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -65,7 +65,7 @@ fn build(toolchain: &Toolchain, name: &str, features: &str) -> Result<()> {
     workspace::run(&mut cargo)?;
 
     let built = target.join(TRIPLE).join("release").join(BINARY);
-    let bytes = fs::read(&built).with_context(|| format!("cannot read \"{}\"", built.display()))?;
+    let bytes = without_debug_info(&built, toolchain)?;
     let object = workspace::target().join(name);
     let written = workspace::write_if_changed(&object, &bytes)?;
     println!(
@@ -75,6 +75,30 @@ fn build(toolchain: &Toolchain, name: &str, features: &str) -> Result<()> {
         if written { "new" } else { "unchanged" }
     );
     Ok(())
+}
+
+/// The object without DWARF, which is four fifths of it and which nobody reads: its types and lines are in BTF too. What
+/// debugs it is left beside it, where the compiler put it. Without a tool for that, the object stays as it is.
+fn without_debug_info(built: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
+    let stripped = built.with_extension("stripped");
+    let sysroot = toolchain.sysroot()?;
+    // One folder per target of the compiler; the host's has the tool.
+    let targets = fs::read_dir(sysroot.join("lib/rustlib")).into_iter().flatten().flatten();
+    let own = targets.map(|target| target.path().join("bin/rust-objcopy"));
+    let others = [format!("llvm-objcopy-{}", toolchain.llvm), "llvm-objcopy".to_owned()].map(PathBuf::from);
+    let done = own.chain(others).any(|program| {
+        let mut objcopy = workspace::command(program);
+        // The compiler's own copy finds its LLVM there.
+        objcopy.env("LD_LIBRARY_PATH", sysroot.join("lib")).arg("--strip-debug").arg(built).arg(&stripped);
+        workspace::output(&mut objcopy).is_ok()
+    });
+    if !done {
+        println!(
+            "build-ebpf: neither rust-objcopy nor llvm-objcopy works: debug information stays in the object"
+        );
+    }
+    let path = if done { &stripped } else { built };
+    fs::read(path).with_context(|| format!("cannot read \"{}\"", path.display()))
 }
 
 /// Compiler flags, joined by the byte cargo splits them at (paths may hold spaces).
