@@ -240,6 +240,14 @@ fn preemption(btf: &Btf) -> Check {
             "this kernel preempts programs on tracepoints: trace events are used",
             "",
         ),
+        Some(_) if lockdown() == "confidentiality" => check(
+            NAME,
+            Outcome::Warn,
+            "this kernel preempts programs on tracepoints, and then skips them for others; lockdown hides the trace events \
+             that would serve instead",
+            "boot with lockdown=integrity; until then events are lost on busy cpus, and counted as `recursion` in \
+             kernmeter_events_lost_total",
+        ),
         Some(error) => check(
             NAME,
             Outcome::Warn,

@@ -388,6 +388,12 @@ fn all_arrive(agent: &Agent, tenant: &str, expected: u64) -> Result<()> {
 fn contended() -> Result<()> {
     const CALLS: u64 = 100_000;
     const TENANTS: [&str; 3] = ["one", "two", "three"];
+    if doctor::misses_preempted() {
+        skip!(
+            "this kernel preempts programs on tracepoints and then skips them for others, and lockdown=confidentiality \
+             hides the trace events that would serve instead: such events are lost, and counted as `recursion`"
+        );
+    }
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&Settings::new(&hierarchy))?;
     let cgroups: Vec<_> = TENANTS.into_iter().map(|name| hierarchy.tenant(name)).collect::<Result<_>>()?;

@@ -9,6 +9,8 @@ use kernmeter::engine::BTF_PATH;
 use kernmeter::probes::offsets;
 use kernmeter_tests::agent;
 
+use crate::machine;
+
 /// One line of doctor's.
 pub struct Finding {
     /// What was looked at.
@@ -90,10 +92,26 @@ pub fn names_version_1() -> Result<()> {
     lacks(&[("cgroups", "fail", "mount the v2 hierarchy")])
 }
 
+/// Whether this kernel preempts programs, and hides what would serve instead.
+pub fn misses_preempted() -> bool {
+    let btf = std::fs::read(BTF_PATH).ok().and_then(|data| Btf::parse(data).ok());
+    let is_preemptible = btf.is_some_and(|btf| offsets::is_preemptible(&btf).unwrap_or(false));
+    is_preemptible && !machine::tells_names()
+}
+
 /// Exactly these are not in order, with such an outcome and such a word in what is found or advised.
 fn lacks(expected: &[(&str, &str, &str)]) -> Result<()> {
     let Report { content, findings } = examine()?;
-    for (name, outcome, word) in expected {
+    // What else is lost follows from the kernel.
+    let mut expected = expected.to_vec();
+    let btf = std::fs::read(BTF_PATH).ok().and_then(|data| Btf::parse(data).ok());
+    if btf.is_some_and(|btf| !offsets::has_task_storage(&btf)) {
+        expected.push(("task state", "warn", "upgrade to Linux 5.13"));
+    }
+    if misses_preempted() {
+        expected.push(("preemption", "warn", "lockdown=integrity"));
+    }
+    for (name, outcome, word) in &expected {
         let finding = findings.iter().find(|finding| finding.name == *name);
         let finding = finding.with_context(|| format!("doctor says nothing of `{name}`"))?;
         let told = format!("{}; {}", finding.found, finding.remedy);
