@@ -44,15 +44,21 @@ fn unit_is_sound_and_little_exposed() -> Outcome {
     let text = unit()?;
     ensure!(text.contains(&format!("ExecStart={installed} ")), "the unit does not start {installed}");
     let path = fs::canonicalize(agent::program())?.display().to_string();
-    let tls = tool::deploy().join("systemd/tls.conf");
-    let drop_in = fs::read_to_string(&tls).with_context(|| format!("read {}", tls.display()))?;
     // A drop-in beside a unit outside systemd's folders is not read: its lines go where they would take effect.
-    let with_tls = text.replace("[Install]", &format!("{drop_in}\n[Install]"));
-    for (name, text) in [("as it is", text), ("with tls.conf", with_tls)] {
+    let with = |name: &str| -> Result<String> {
+        let path = tool::deploy().join("systemd").join(name);
+        let drop_in = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(text.replace("[Install]", &format!("{drop_in}\n[Install]")))
+    };
+    let (with_tls, with_events) = (with("tls.conf")?, with("trace-events.conf")?);
+    for (name, text) in
+        [("as it is", text), ("with tls.conf", with_tls), ("with trace-events.conf", with_events)]
+    {
         let copy = dir.write("kernmeter.service", &text.replace(installed, &path))?;
         let (out, err) = tool::run(Command::new(&analyze).args(["verify", "--man=no"]).arg(&copy))?;
-        // systemd before 253 says that it ignores this one; kernels that need it come with newer ones.
-        let is_known = |line: &&str| !line.contains("Unknown key") || !line.contains("'OpenFile'");
+        // systemd before 253 says that it ignores this key of the last; kernels that need it come with newer ones.
+        let old = |line: &str| line.contains("Unknown key") && line.contains("'OpenFile'");
+        let is_known = |line: &&str| name != "with trace-events.conf" || !old(line);
         let complaints: Vec<_> = out.lines().chain(err.lines()).filter(is_known).collect();
         ensure!(complaints.is_empty(), "{name}: systemd-analyze verify says:\n{}", complaints.join("\n"));
         let exposure = exposure(&analyze, &copy)?;
