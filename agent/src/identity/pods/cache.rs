@@ -504,19 +504,27 @@ impl PodCache {
 /// 64 lower-case hexadecimal digits as 32 bytes.
 fn container_id(id: &str) -> Option<ContainerId> {
     let digits: &[u8; 2 * size_of::<ContainerId>()] = id.as_bytes().try_into().ok()?;
-    // Without branches: which digits are letters cannot be foreseen.
-    let mut valid = true;
-    let values = digits.map(|digit| {
-        let (number, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
-        valid &= number < 10 || letter < 6;
-        if number < 10 { number } else { letter.wrapping_add(10) }
-    });
+    // By a table, not by branches: which digits are letters cannot be foreseen.
     let mut out = ContainerId::default();
-    for (byte, pair) in out.iter_mut().zip(values.as_chunks::<2>().0) {
-        *byte = pair[0] << 4 | pair[1];
+    let mut all = 0;
+    for (byte, pair) in out.iter_mut().zip(digits.as_chunks::<2>().0) {
+        let (high, low) = (DIGITS[usize::from(pair[0])], DIGITS[usize::from(pair[1])]);
+        all |= high | low;
+        *byte = (high << 4) | (low & 0xf);
     }
-    valid.then_some(out)
+    (all <= 0xf).then_some(out)
 }
+
+/// Values of lower-case hexadecimal digits by character; 0xff for anything else.
+const DIGITS: [u8; 256] = {
+    let mut values = [0xff; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        values[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    values
+};
 
 /// As [`crate::identity::path`] reads it from a cgroup's name.
 fn is_config_hash(hash: &str) -> bool {
