@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use caps::{CapSet, Capability};
 use serde::Serialize;
 
 use crate::{
@@ -123,26 +124,16 @@ fn kernel() -> Check {
     check("kernel", Outcome::Ok, format!("Linux {release}"), "")
 }
 
-/// Bits of `CapEff`, of `include/uapi/linux/capability.h`.
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-
 fn privileges() -> Check {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    let has = |bit: u32| effective >> bit & 1 == 1;
-    if has(CAP_SYS_ADMIN) {
+    // Always readable for the own thread; without an answer nothing is held.
+    let effective = caps::read(None, CapSet::Effective).unwrap_or_default();
+    if effective.contains(&Capability::CAP_SYS_ADMIN) {
         return check("privileges", Outcome::Ok, "CAP_SYS_ADMIN (more than needed)", "");
     }
-    let missing: Vec<_> = [("CAP_BPF", CAP_BPF), ("CAP_PERFMON", CAP_PERFMON)]
+    let missing: Vec<_> = [Capability::CAP_BPF, Capability::CAP_PERFMON]
         .iter()
-        .filter(|(_, bit)| !has(*bit))
-        .map(|(name, _)| *name)
+        .filter(|capability| !effective.contains(capability))
+        .map(ToString::to_string)
         .collect();
     if missing.is_empty() {
         check("privileges", Outcome::Ok, "CAP_BPF, CAP_PERFMON", "")

@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::program;
 use crate::settings::TempDir;
-use crate::trial::Skip;
 use crate::workload::{Ended, Workload, control};
 
 /// Who names cgroups: the kubelet and the runtime must agree on it.
@@ -123,10 +123,10 @@ impl Runtime {
     /// Finds runc and busybox. From then on this process adopts what runc leaves behind.
     ///
     /// # Errors
-    /// A [`Skip`] when either is not installed.
+    /// A [`Skip`](crate::Skip) when either is not installed.
     pub fn find() -> Result<Self> {
-        let program = which("runc")?;
-        let busybox = which("busybox")?;
+        let program = program::find("runc")?;
+        let busybox = program::find("busybox")?;
         // SAFETY: this option takes integers and concerns future orphans only.
         let adopted = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
         ensure!(adopted == 0, "become subreaper: {}", std::io::Error::last_os_error());
@@ -327,15 +327,6 @@ fn run(command: &mut Command) -> Result<()> {
         bail!("runc failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
     }
     Ok(())
-}
-
-fn which(program: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
-        .ok_or_else(|| Skip(format!("`{program}` is not installed")).into())
 }
 
 /// 64 random hexadecimal digits.

@@ -1,8 +1,12 @@
 //! In: test functions; out: trials for libtest-mimic. Turns a [`Skip`] error into an ignored test with its reason printed.
 
 use std::fmt;
+use std::path::Path;
+use std::process::ExitCode;
 
-use libtest_mimic::{Completion, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
+
+use crate::{agent, program, workload};
 
 /// What a test function returns.
 pub type Outcome = anyhow::Result<()>;
@@ -50,6 +54,23 @@ macro_rules! trials {
             vec![$($crate::trial(&format!("{module}::{}", stringify!($name)), $name)),*]
         }
     };
+}
+
+/// A test binary's `main`: runs trials of which each meters the whole host, so one at a time unless somebody insists. They
+/// need root, without whom all are skipped, and a built agent. `worker` is the binary `workload`.
+pub fn run_on_host(worker: &Path, trials: Vec<Trial>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    workload::set_program(worker);
+    if !program::is_root() {
+        println!("SKIP all: the tests load programs into the kernel and must run as root");
+        return ExitCode::SUCCESS;
+    }
+    if !arguments.list && !agent::program().exists() {
+        eprintln!("no agent at {}: build it, or set KERNMETER_BIN", agent::program().display());
+        return ExitCode::FAILURE;
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// Runs a measurement that outside load can spoil up to three times; the last error counts.

@@ -22,8 +22,7 @@ mod time;
 use std::path::Path;
 use std::process::ExitCode;
 
-use kernmeter_tests::{agent, workload};
-use libtest_mimic::{Arguments, Trial};
+use kernmeter_tests::run_on_host;
 
 /// Families of what the tests look at.
 mod family {
@@ -42,11 +41,7 @@ mod family {
 const NATIVE: &str = if cfg!(target_arch = "x86_64") { "x86_64" } else { "aarch64" };
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // Each trial measures the whole host: one at a time unless somebody insists.
-    arguments.test_threads.get_or_insert(1);
-    workload::set_program(Path::new(env!("CARGO_BIN_EXE_workload")));
-    let trials: Vec<Trial> = [
+    let trials = [
         counting::trials(),
         abi::trials(),
         processes::trials(),
@@ -67,14 +62,5 @@ fn main() -> ExitCode {
     .into_iter()
     .flatten()
     .collect();
-    // SAFETY: geteuid has no preconditions.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("SKIP all: the tests load programs into the kernel and must run as root");
-        return ExitCode::SUCCESS;
-    }
-    if !arguments.list && !agent::program().exists() {
-        eprintln!("no agent at {}: build it, or set KERNMETER_BIN", agent::program().display());
-        return ExitCode::FAILURE;
-    }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    run_on_host(Path::new(env!("CARGO_BIN_EXE_workload")), trials)
 }

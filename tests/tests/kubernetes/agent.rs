@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use kernmeter_tests::apiserver::{ApiServer, Fault, PodSpec, Verb};
 use kernmeter_tests::runc::Qos;
-use kernmeter_tests::{Agent, Driver, Outcome, Pod, Runtime, Scrape, Settings, agent, skip, trial};
+use kernmeter_tests::{Agent, Driver, Outcome, Pod, Runtime, Scrape, Settings, agent, program, skip, trial};
 use libtest_mimic::{Completion, Failed, Trial};
 
 use super::subject::NODE;
@@ -52,8 +52,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn start(server: &ApiServer) -> Result<(Runtime, Agent)> {
-    // SAFETY: geteuid has no preconditions.
-    if unsafe { libc::geteuid() } != 0 {
+    if !program::is_root() {
         skip!("the agent loads programs into the kernel and must run as root");
     }
     let runtime = Runtime::find()?;
