@@ -1,18 +1,16 @@
 //! In: cgroups created, removed, tasks moved; out: a slot for each workload before its first instruction.
-use aya_ebpf::{
-    helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel_str},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
-
-use agent_ebpf::{CgroupRef, Loss, NAME_MAX, SLOT_OVERFLOW, SlotInfo, Total, is_workload_name, slot_state};
-
-use crate::{
-    kernel::{self, Cgroup},
-    maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS},
-    row, slot,
+use kernmeter_abi::{
+    CgroupRef, Loss, NAME_MAX, SLOT_OVERFLOW, SlotInfo, Total, is_workload_name, slot_state,
 };
+
+use crate::kernel::{self, Cgroup};
+use crate::maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS};
+use crate::{row, slot};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;

@@ -1,16 +1,15 @@
 //! In: a CPU's clock; out: the time of the task now on that CPU, so that a drain sees time that no switch has ended yet.
 use core::ffi::c_void;
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use kernmeter_abi::{Loss, Total};
 
-use agent_ebpf::{Loss, Total};
-
-use crate::{
-    kernel::Task,
-    maps::CPU_SINCE,
-    row, slot,
-    task::{self, TaskState},
-};
+use crate::kernel::Task;
+use crate::maps::CPU_SINCE;
+use crate::task::{self, TaskState};
+use crate::{row, slot};
 
 /// Nanoseconds since this CPU was last accounted, which becomes `now`; 0 the first time.
 #[inline(always)]

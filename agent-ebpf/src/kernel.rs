@@ -2,7 +2,9 @@
 //! from the running kernel's BTF before loading.
 use core::ffi::c_void;
 
-use aya_ebpf::{Global, bindings::task_struct, helpers::bpf_get_smp_processor_id};
+use aya_ebpf::Global;
+use aya_ebpf::bindings::task_struct;
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 
 macro_rules! offsets {
     ($($(#[$meta:meta])* $name:ident,)*) => {

@@ -1,14 +1,10 @@
 //! The maps, sized by the agent at load. The sizes here are minimums that only let the object load as it is.
-use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, PerCpuArray, Queue},
-    macros::btf_map,
-};
-
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 #[cfg(not(feature = "task_table"))]
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-
-use agent_ebpf::{CgroupRef, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, Queue};
+use aya_ebpf::macros::btf_map;
+use kernmeter_abi::{CgroupRef, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
 
 use crate::task::TaskState;
 

@@ -1,19 +1,13 @@
 //! In: forks, execs, exits; out: their counts per slot, and the state of new tasks before they can run.
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    macros::{btf_tracepoint, raw_tracepoint},
-    programs::{BtfTracePointContext, RawTracePointContext},
-};
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use kernmeter_abi::{Loss, Total};
 
-use agent_ebpf::{Loss, Total};
-
-use crate::{
-    event,
-    kernel::{self, Task},
-    row, slot,
-    task::{self, TaskState},
-};
+use crate::kernel::{self, Task};
+use crate::task::{self, TaskState};
+use crate::{event, row, slot};
 
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`: the child has its cgroup and cannot run yet.
 #[btf_tracepoint(function = "sched_process_fork")]

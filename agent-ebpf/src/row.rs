@@ -1,12 +1,10 @@
 //! In: a shard-relative index; out: counters and the ways to add to them. Knows no hooks.
-use agent_ebpf::{Loss, SlotRow, SyscallRow, Total};
+use kernmeter_abi::{Loss, SlotRow, SyscallRow, Total};
 
-use crate::{
-    kernel,
-    maps::{
-        ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
-        TOTALS,
-    },
+use crate::kernel;
+use crate::maps::{
+    ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
+    TOTALS,
 };
 
 /// Row of a task outside any syscall.
@@ -55,8 +53,8 @@ fn add_bucket(field: &mut u32) {
 
 /// Counts one event of a histogram.
 #[inline(always)]
-pub fn observe(buckets: &mut [u32; agent_ebpf::histogram::BUCKETS], ns: u64) {
-    let bucket = agent_ebpf::histogram::bucket_of(ns);
+pub fn observe(buckets: &mut [u32; kernmeter_abi::histogram::BUCKETS], ns: u64) {
+    let bucket = kernmeter_abi::histogram::bucket_of(ns);
     if let Some(count) = buckets.get_mut(bucket) {
         add_bucket(count);
     }
@@ -142,7 +140,7 @@ fn allocate_syscall(key: u32) -> u32 {
     }
     if let Some(meta) = SYS_META.get_ptr_mut(row) {
         // SAFETY: a live map value that only the row's owner writes.
-        unsafe { meta.write_volatile(agent_ebpf::META_USED | u64::from(key)) };
+        unsafe { meta.write_volatile(kernmeter_abi::META_USED | u64::from(key)) };
     }
     row
 }
@@ -186,7 +184,7 @@ fn allocate_errno(key: u64) -> Option<u32> {
     }
     if let Some(meta) = ERR_META.get_ptr_mut(row) {
         // SAFETY: a live map value that only the row's owner writes.
-        unsafe { meta.write_volatile(agent_ebpf::META_USED | key) };
+        unsafe { meta.write_volatile(kernmeter_abi::META_USED | key) };
     }
     Some(row)
 }

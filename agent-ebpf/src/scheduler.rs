@@ -1,20 +1,13 @@
 //! In: switches, wake-ups, migrations; out: CPU, wait and block time per slot. All run with interrupts off.
-use aya_ebpf::{
-    helpers::bpf_ktime_get_ns,
-    macros::{btf_tracepoint, raw_tracepoint},
-    programs::{BtfTracePointContext, RawTracePointContext},
-};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use kernmeter_abi::{Loss, Total};
 
-use agent_ebpf::{Loss, Total};
-
-use crate::{
-    flush,
-    kernel::{self, Task},
-    process,
-    row::{self, ROW_NONE},
-    slot,
-    task::{self, TaskState},
-};
+use crate::kernel::{self, Task};
+use crate::row::{self, ROW_NONE};
+use crate::task::{self, TaskState};
+use crate::{flush, process, slot};
 
 /// `TASK_DEAD` of `include/linux/sched.h`.
 const TASK_DEAD: u32 = 0x80;

@@ -1,7 +1,8 @@
 //! In: a cgroup id; out: the slot its events are billed to. Knows nothing of what a slot stands for.
-use agent_ebpf::{Loss, SLOT_OVERFLOW};
+use kernmeter_abi::{Loss, SLOT_OVERFLOW};
 
-use crate::{maps::CGROUPS, row};
+use crate::maps::CGROUPS;
+use crate::row;
 
 /// The slot of a cgroup; the overflow slot, counted, if the cgroup is unknown.
 #[inline(always)]

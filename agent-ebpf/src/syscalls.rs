@@ -1,20 +1,14 @@
 //! In: syscall entries and exits; out: calls, errors, durations per slot and syscall. Knows no syscall names.
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    helpers::bpf_ktime_get_ns,
-    macros::{btf_tracepoint, raw_tracepoint},
-    programs::{BtfTracePointContext, RawTracePointContext},
-};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use kernmeter_abi::{Loss, Total, syscall_key};
 
-use agent_ebpf::{Loss, Total, syscall_key};
-
-use crate::{
-    event,
-    row::{self, ROW_NONE},
-    slot,
-    task::{self, TaskState},
-};
+use crate::row::{self, ROW_NONE};
+use crate::task::{self, TaskState};
+use crate::{event, slot};
 
 /// `MAX_ERRNO` of `include/linux/err.h`.
 const MAX_ERRNO: i64 = 4095;

@@ -1,7 +1,9 @@
 //! In: a task; out: its state, in task storage or in a table. Knows which slot a task is bound to and the syscall it is in.
-use agent_ebpf::SLOT_OVERFLOW;
+use kernmeter_abi::SLOT_OVERFLOW;
 
-use crate::{kernel::Task, row::ROW_NONE, slot};
+use crate::kernel::Task;
+use crate::row::ROW_NONE;
+use crate::slot;
 
 /// Entries of a task's memory of rows it used: workloads repeat few syscalls.
 const CACHED_ROWS: usize = 4;
@@ -33,18 +35,17 @@ pub struct TaskState {
     /// 1 once set up.
     bound: u32,
 }
-const _: () = assert!(size_of::<TaskState>() == agent_ebpf::TASK_STATE_SIZE);
+const _: () = assert!(size_of::<TaskState>() == kernmeter_abi::TASK_STATE_SIZE);
 
 /// States in task storage, and tasks as BTF pointers.
 #[cfg(not(feature = "task_table"))]
 mod store {
-    use aya_ebpf::{
-        bindings::BPF_LOCAL_STORAGE_GET_F_CREATE,
-        helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
-    };
+    use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
+    use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get};
 
     use super::TaskState;
-    use crate::{kernel::Task, maps::TASKS};
+    use crate::kernel::Task;
+    use crate::maps::TASKS;
 
     /// The current task.
     #[inline(always)]
@@ -87,7 +88,8 @@ mod store {
     use aya_ebpf::helpers::generated::bpf_get_current_task;
 
     use super::TaskState;
-    use crate::{kernel::Task, maps::TASKS};
+    use crate::kernel::Task;
+    use crate::maps::TASKS;
 
     /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
     const NOEXIST: u64 = 1;

@@ -259,8 +259,9 @@ fn read_u32(data: &[u8], at: usize) -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// struct s { int a; union { int b; struct { int c; long d; }; }; int f:3; } and a tracepoint `t` of two arguments.
     #[expect(clippy::many_single_char_names, reason = "the names of the sample's members")]

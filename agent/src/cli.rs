@@ -1,24 +1,19 @@
 //! In: the command line; out: calls into the agent and exit codes: 0 fine, 1 failure, 2 bad usage or configuration.
 
-use std::{
-    io::{self, IsTerminal as _, Write as _},
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::{
-    config::{Config, Log, LogFormat, LogLevel, values},
-    docs, doctor,
-    engine::Engine,
-    log,
-    run::{self, REVISION, VERSION},
-    table::{Look, Sort, Table},
-    web::Watched,
-};
+use crate::config::{Config, Log, LogFormat, LogLevel, values};
+use crate::engine::Engine;
+use crate::run::{self, REVISION, VERSION};
+use crate::table::{Look, Sort, Table};
+use crate::web::Watched;
+use crate::{docs, doctor, log};
 
 /// Exit code for bad usage and bad configuration.
 const USAGE: u8 = 2;

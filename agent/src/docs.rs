@@ -4,12 +4,11 @@ use std::fmt::Write as _;
 
 use bytes::BytesMut;
 
-use crate::{
-    exposition::Format,
-    family::{Family, Kind, LE, WORKLOAD_LABELS},
-    probes::{self, load::OBJECT},
-    selfmetrics::SelfMetrics,
-};
+use crate::catalog::family::{Family, Kind, LE, WORKLOAD_LABELS};
+use crate::catalog::{self};
+use crate::exposition::Format;
+use crate::kernel::OBJECT;
+use crate::selfmetrics::SelfMetrics;
 
 fn kind(kind: Kind) -> &'static str {
     match kind {
@@ -43,7 +42,7 @@ pub fn metrics_markdown() -> String {
     // Writing to a string cannot fail.
     let bounds: Vec<_> = LE.iter().map(|exponent| format!("2^{exponent}")).collect();
     let _ = writeln!(out, "Histograms have the upper bounds {} seconds and +Inf.", bounds.join(", "));
-    for probe in probes::ALL.iter().rev() {
+    for probe in catalog::PROBES.iter().rev() {
         let _ = write!(
             out,
             "\n### Probe `{}`: {}\n\nNeeds {}. Costs {}.\n\n",
@@ -67,7 +66,7 @@ pub fn metrics_markdown() -> String {
         let _ = writeln!(out, "| `{name}` | {kind} | {} |", help.replace('|', "\\|"));
     }
     out.push_str("\nReasons of `kernmeter_events_lost_total{stage=\"kernel\"}`:\n\n");
-    for loss in agent_ebpf::Loss::ALL {
+    for loss in kernmeter_abi::Loss::ALL {
         let _ = writeln!(out, "- `{}`", loss.as_str());
     }
     out.push_str("- `recursion` (the kernel did not start a program that was already running on that CPU)\n");
@@ -118,7 +117,7 @@ fn program_sizes() -> Vec<(String, u64)> {
 pub fn probes_text() -> String {
     let sizes = program_sizes();
     let mut out = String::new();
-    for probe in probes::ALL.iter().rev() {
+    for probe in catalog::PROBES.iter().rev() {
         let _ = writeln!(
             out,
             "{}: {}\n  needs: {}\n  costs: {}",
@@ -146,7 +145,7 @@ pub fn probes_text() -> String {
 pub fn probes_json() -> serde_json::Value {
     let sizes = program_sizes();
     let size = |name: &str| sizes.iter().find(|(program, _)| program == name).map(|(_, size)| *size);
-    let probes = probes::ALL.iter().rev().map(|probe| {
+    let probes = catalog::PROBES.iter().rev().map(|probe| {
         serde_json::json!({
             "name": probe.name,
             "summary": probe.summary,
@@ -176,7 +175,7 @@ mod tests {
     #[test]
     fn every_hook_has_a_program_in_the_object() {
         let sizes = program_sizes();
-        for hook in probes::ALL.iter().flat_map(|probe| probe.hooks) {
+        for hook in catalog::PROBES.iter().flat_map(|probe| probe.hooks) {
             for program in hook.programs() {
                 let size = sizes.iter().find(|(name, _)| name == program).map(|(_, size)| *size);
                 assert!(size.is_some_and(|size| size > 2), "`{program}`: {size:?}");
@@ -187,7 +186,7 @@ mod tests {
     #[test]
     fn every_family_is_documented() {
         let text = metrics_markdown();
-        for family in probes::families() {
+        for family in catalog::families() {
             assert!(text.contains(&format!("`{}`", sample_name(family))), "{}", family.name);
         }
         for name in [

@@ -5,18 +5,13 @@ use std::fmt;
 use caps::{CapSet, Capability};
 use serde::Serialize;
 
-use crate::{
-    btf::Btf,
-    engine::BTF_PATH,
-    identity::tree::{Hierarchy, Mode},
-    kubernetes::{Environment, KubernetesError, Settings, Source},
-    probes::{
-        self, event,
-        load::{lockdown, possible_cpus, total_memory},
-        offsets,
-        size::{Plan, TooSmall, Wishes, budget_on},
-    },
-};
+use crate::btf::Btf;
+use crate::catalog;
+use crate::host::{BTF_PATH, Lockdown, lockdown, possible_cpus, total_memory};
+use crate::identity::tree::{Hierarchy, Mode};
+use crate::kernel::size::{Plan, TooSmall, Wishes, budget_on};
+use crate::kernel::{event, offsets};
+use crate::kubernetes::{Environment, KubernetesError, Settings, Source};
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -148,14 +143,14 @@ fn privileges() -> Check {
 }
 
 fn locked_down() -> Check {
-    match lockdown().as_str() {
-        "confidentiality" => check(
+    match lockdown() {
+        Lockdown::Confidentiality => check(
             "lockdown",
             Outcome::Warn,
             "confidentiality: programs cannot read names of cgroups",
             "names are learnt from /sys instead, late; boot with lockdown=integrity to have them at once",
         ),
-        mode => check("lockdown", Outcome::Ok, mode, ""),
+        mode => check("lockdown", Outcome::Ok, mode.to_string(), ""),
     }
 }
 
@@ -195,7 +190,7 @@ fn task_state(btf: &Btf) -> Check {
     if offsets::has_task_storage(btf) {
         return check(NAME, Outcome::Ok, "kept by the kernel with each task", "");
     }
-    if lockdown() == "confidentiality" {
+    if lockdown() == Lockdown::Confidentiality {
         return check(
             NAME,
             Outcome::Fail,
@@ -222,7 +217,7 @@ fn preemption(btf: &Btf) -> Check {
     if !offsets::is_preemptible(btf).unwrap_or(false) {
         return check(NAME, Outcome::Ok, "off while programs on tracepoints of system calls run", "");
     }
-    let hooks = probes::ALL.iter().flat_map(|probe| probe.hooks);
+    let hooks = catalog::PROBES.iter().flat_map(|probe| probe.hooks);
     let mut events = hooks.filter_map(|hook| Some((hook.event_twin.as_ref()?.group, hook.tracepoint)));
     match events.find_map(|(group, name)| event::number(group, name).err()) {
         None => check(
@@ -231,7 +226,7 @@ fn preemption(btf: &Btf) -> Check {
             "this kernel preempts programs on tracepoints: trace events are used",
             "",
         ),
-        Some(_) if lockdown() == "confidentiality" => check(
+        Some(_) if lockdown() == Lockdown::Confidentiality => check(
             NAME,
             Outcome::Warn,
             "this kernel preempts programs on tracepoints, and then skips them for others; lockdown hides the trace events \
@@ -279,19 +274,19 @@ fn cgroups() -> Check {
 
 fn probe_checks(btf: Option<&Btf>) -> Vec<Check> {
     let Some(btf) = btf else {
-        let lost = |probe: &&'static probes::Probe| {
+        let lost = |probe: &&'static catalog::Probe| {
             let found = format!("cannot attach: {}", probe.summary);
             check(&format!("probe {}", probe.name), Outcome::Warn, found, "see `kernel types`")
         };
-        return probes::ALL.iter().rev().map(lost).collect();
+        return catalog::PROBES.iter().rev().map(lost).collect();
     };
-    let one = |probe: &&'static probes::Probe| {
+    let one = |probe: &&'static catalog::Probe| {
         let missing: Vec<_> = probe
             .hooks
             .iter()
             .filter(|hook| !matches!(btf.tracepoint_args(hook.tracepoint), Ok(Some(_))))
             .collect();
-        let names = |hooks: &[&probes::Hook]| {
+        let names = |hooks: &[&catalog::Hook]| {
             hooks.iter().map(|hook| format!("`{}`", hook.tracepoint)).collect::<Vec<_>>().join(", ")
         };
         let name = format!("probe {}", probe.name);
@@ -304,7 +299,7 @@ fn probe_checks(btf: Option<&Btf>) -> Vec<Check> {
             check(&name, Outcome::Warn, format!("cannot attach: no {}", names(&missing)), remedy)
         }
     };
-    probes::ALL.iter().rev().map(one).collect()
+    catalog::PROBES.iter().rev().map(one).collect()
 }
 
 /// The sizes of maps on this host with the default budget.

@@ -2,32 +2,25 @@
 
 mod identifier;
 
-use std::{collections::HashSet, time::Duration};
-
-use crate::{
-    attribute::{Attribution, Balance, Patience},
-    btf::{Btf, BtfError},
-    config::{Auto, Config},
-    drain::{Batch, Drain, DrainError, SlotCounts},
-    identity::{
-        pods::{Event, PodCache, Wanted},
-        rules::RuleError,
-        tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk},
-    },
-    lifecycle::{monotonic_ns, release_free_memory, unlimit_locked_memory},
-    probes::{
-        self,
-        load::{HookStatus, Kernel, LoadError, lockdown, possible_cpus, total_memory},
-        offsets,
-        size::{Plan, TooSmall, Wishes, budget_on},
-    },
-    registry::{Limits, Registry, Snapshot},
-};
+use std::collections::HashSet;
+use std::time::Duration;
 
 pub use identifier::{Identifier, PodKnowledge, Reloaded};
 
-/// The running kernel's type information.
-pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+use crate::attribute::{Attribution, Balance, Patience};
+use crate::btf::{Btf, BtfError};
+use crate::catalog;
+use crate::config::{Auto, Config};
+use crate::drain::{Batch, Drain, DrainError, SlotCounts};
+use crate::host::{BTF_PATH, Lockdown, lockdown, possible_cpus, total_memory};
+use crate::identity::pods::{Event, PodCache, Wanted};
+use crate::identity::rules::RuleError;
+use crate::identity::tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk};
+use crate::kernel::size::{Plan, TooSmall, Wishes, budget_on};
+use crate::kernel::{HookStatus, Kernel, LoadError, offsets};
+use crate::lifecycle::{monotonic_ns, release_free_memory, unlimit_locked_memory};
+use crate::registry::{Limits, Registry, Snapshot};
+
 /// How long counts wait for their cgroup's path before they go to `_unknown`.
 const PATH_PATIENCE: Duration = Duration::from_mins(1);
 /// How long counts of a known pod wait for the container's name. A kubelet tells the API of a container's start within a
@@ -127,13 +120,13 @@ impl Engine {
         let mut constants = offsets::resolve(&btf)?;
         drop(btf);
         if !constants.task_storage {
-            if lockdown() == "confidentiality" {
+            if lockdown() == Lockdown::Confidentiality {
                 return Err(StartError::NoTaskStorage);
             }
             unlimit_locked_memory();
         }
         // Under lockdown=confidentiality the kernel lets no program read memory by address: names are learnt from /sys.
-        constants.values.push(("HAS_PROBE_READ", u32::from(lockdown() != "confidentiality")));
+        constants.values.push(("HAS_PROBE_READ", u32::from(lockdown() != Lockdown::Confidentiality)));
         let fixed = |auto: Auto| match auto {
             Auto::Auto => None,
             Auto::Fixed(n) => Some(n),
@@ -157,7 +150,7 @@ impl Engine {
             tenants: config.limits.tenants as usize,
             retention_ns: config.limits.retention.as_nanos() as u64,
         };
-        let mut registry = Registry::new(probes::families(), |family| config.detail.of(family.name), limits);
+        let mut registry = Registry::new(catalog::families(), |family| config.detail.of(family.name), limits);
         let patience = Patience {
             path_ns: PATH_PATIENCE.as_nanos() as u64,
             pod_ns: config.kubernetes.identity_timeout.as_nanos() as u64,
@@ -168,11 +161,11 @@ impl Engine {
 
         // From here on no cgroup is born without a slot; the walk then gives the older ones theirs, before any event is
         // counted.
-        for probe in probes::ALL {
-            if probe.name == probes::cgroup::PROBE.name {
+        for probe in catalog::PROBES {
+            if probe.name == catalog::cgroup::PROBE.name {
                 kernel.attach(probe);
                 adopt(&hierarchy.walk(MOST_CGROUPS)?, &mut drain)?;
-            } else if probe.name == probes::syscalls::PROBE.name {
+            } else if probe.name == catalog::syscalls::PROBE.name {
                 if let Err(reason) = kernel.adopt_tasks() {
                     tracing::info!(
                         reason,
@@ -406,8 +399,9 @@ fn check_probes(hooks: &[HookStatus], required: &[String]) -> Result<(), StartEr
             return Err(StartError::Required(probe.clone(), reason));
         }
     }
-    let failures: Vec<_> = probes::ALL.iter().filter_map(|probe| probe_failure(hooks, probe.name)).collect();
-    if failures.len() == probes::ALL.len() {
+    let failures: Vec<_> =
+        catalog::PROBES.iter().filter_map(|probe| probe_failure(hooks, probe.name)).collect();
+    if failures.len() == catalog::PROBES.len() {
         return Err(StartError::Blind(failures[0].clone()));
     }
     for status in hooks.iter().filter(|status| !status.reason.is_empty()) {

@@ -38,8 +38,9 @@ fn escape(out: &mut impl BufMut, text: &str, quotes: bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// Reads one quoted label value the way Prometheus' lexer does; `None` unless it ends exactly at the closing quote.
     fn parse_quoted(quoted: &[u8]) -> Option<String> {

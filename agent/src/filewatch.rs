@@ -3,11 +3,9 @@
 //! Symbolic links are followed, so the swap by which a mounted `ConfigMap` or `Secret` changes is seen. Asking costs one
 //! `stat` per file; nothing is kept open, and no event can be missed.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// What tells two states of a file apart: device, inode, size, modification and change time (seconds, nanoseconds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

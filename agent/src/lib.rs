@@ -6,6 +6,7 @@ pub mod adapt;
 mod allocations;
 pub mod attribute;
 pub mod btf;
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod docs;
@@ -14,15 +15,14 @@ pub mod drain;
 pub mod engine;
 pub mod escape;
 pub mod exposition;
-pub mod family;
 pub mod filewatch;
+pub mod host;
 pub mod identity;
+pub mod kernel;
 pub mod kubernetes;
 pub mod lifecycle;
 pub mod log;
-pub mod names;
 pub mod privileges;
-pub mod probes;
 pub mod registry;
 pub mod run;
 pub mod selfmetrics;
@@ -32,7 +32,7 @@ pub mod web;
 
 /// Calls `with` with the names a configuration may refer to in this build.
 pub fn known<T>(with: impl FnOnce(&config::Known<'_>) -> T) -> T {
-    let families: Vec<&str> = probes::families().map(|family| family.name).collect();
-    let probes: Vec<&str> = probes::ALL.iter().map(|probe| probe.name).collect();
+    let families: Vec<&str> = catalog::families().map(|family| family.name).collect();
+    let probes: Vec<&str> = catalog::PROBES.iter().map(|probe| probe.name).collect();
     with(&config::Known { families: &families, probes: &probes })
 }

@@ -1,11 +1,12 @@
 //! In: signals and shutdown hooks; out: an orderly end, each hook within its deadline. Knows no metrics and no kernel.
 
-use std::{future::Future, pin::Pin, sync::OnceLock, time::Duration};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, timeout},
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, timeout};
 
 /// Nanoseconds of a clock that never steps, from a start a little before the first call; never 0.
 pub fn monotonic_ns() -> u64 {

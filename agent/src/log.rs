@@ -2,19 +2,13 @@
 
 use std::fmt::{self, Write as _};
 
-use tracing::{
-    Event, Level, Subscriber,
-    field::{Field, Visit},
-};
-use tracing_subscriber::{
-    EnvFilter,
-    fmt::{
-        FmtContext, FormatEvent, FormatFields,
-        format::Writer,
-        time::{FormatTime, SystemTime},
-    },
-    registry::LookupSpan,
-};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Log, LogFormat};
 
@@ -26,7 +20,7 @@ pub fn init(log: Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     // What the Kubernetes client fails at is told, once and in our words, by the room that uses it.
     // The kernel side's records come through the `log` crate under the target `aya_log`-given program names.
     let filter = EnvFilter::new(format!(
-        "warn,kube_client=off,kernmeter={level},agent_ebpf={level}",
+        "warn,kube_client=off,kernmeter={level},kernmeter_abi={level}",
         level = log.level.as_str()
     ));
     let builder =

@@ -1,32 +1,30 @@
 //! The agent's life: configuration in; metering and serving until a signal. Prints nothing but its log (and, if asked, a table).
 
-use std::{cell::RefCell, io::Write as _, path::PathBuf, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::cell::RefCell;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
-use agent_ebpf::{Loss, Total};
+use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::{
-    adapt::{Controller, Decision, Load, State},
-    config::{Config, ConfigError},
-    engine::{Engine, PodKnowledge, Report, StartError, probe_caveat, probe_failure},
-    filewatch::FileWatch,
-    identity::pods::Event,
-    known,
-    kubernetes::{Environment, KubernetesError, Pods, Settings, Source},
-    lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns},
-    privileges,
-    probes::{
-        self,
-        load::{KernelLog, possible_cpus},
-    },
-    selfmetrics::{
-        HostReadings, IntervalState, MapUsage, PodSource, ProbeState, SelfMetrics,
-        process::read_process_stats,
-    },
-    serve::{AppState, Limits, ServeError, Server},
-    table,
-    web::Watched,
-};
+use crate::adapt::{Controller, Decision, Load, State};
+use crate::config::{Config, ConfigError};
+use crate::engine::{Engine, PodKnowledge, Report, StartError, probe_caveat, probe_failure};
+use crate::filewatch::FileWatch;
+use crate::host::possible_cpus;
+use crate::identity::pods::Event;
+use crate::kernel::KernelLog;
+use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
+use crate::lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns};
+use crate::selfmetrics::process::read_process_stats;
+use crate::selfmetrics::{HostReadings, IntervalState, MapUsage, PodSource, ProbeState, SelfMetrics};
+use crate::serve::{AppState, Limits, ServeError, Server};
+use crate::web::Watched;
+use crate::{catalog, known, privileges, table};
 
 /// The binary's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -116,7 +114,7 @@ pub async fn run(
         version = VERSION,
         address = %address,
         path = config.web.telemetry_path,
-        probes = probes::ALL.len(),
+        probes = catalog::PROBES.len(),
         "listening"
     );
     sd_ready();
@@ -365,9 +363,9 @@ impl Metering {
     fn tell_probes(&self) {
         let engine = self.engine.borrow();
         let hooks = engine.kernel().hooks();
-        let failures: Vec<_> = probes::ALL.iter().map(|probe| probe_failure(hooks, probe.name)).collect();
-        let caveats: Vec<_> = probes::ALL.iter().map(|probe| probe_caveat(hooks, probe.name)).collect();
-        let states: Vec<_> = probes::ALL
+        let failures: Vec<_> = catalog::PROBES.iter().map(|probe| probe_failure(hooks, probe.name)).collect();
+        let caveats: Vec<_> = catalog::PROBES.iter().map(|probe| probe_caveat(hooks, probe.name)).collect();
+        let states: Vec<_> = catalog::PROBES
             .iter()
             .zip(failures.iter().zip(&caveats))
             .map(|(probe, (failure, caveat))| ProbeState {

@@ -1,15 +1,15 @@
 //! In: two looks at the registry; out: a table per tenant for people, or JSON. Reads no kernel and no clock.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
 
-use agent_ebpf::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
+use kernmeter_abi::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
 use serde::Serialize;
 
-use crate::{
-    family::Family,
-    probes::{process, scheduler, syscalls},
-    registry::Registry,
-};
+use crate::catalog::family::Family;
+use crate::catalog::{process, scheduler, syscalls};
+use crate::registry::Registry;
 
 /// What the table is sorted by, largest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -302,15 +302,14 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{
-        family::Detail,
-        probes,
-        registry::{Limits, TargetId},
-    };
+    use crate::catalog::family::Detail;
+    use crate::catalog::{self};
+    use crate::probes;
+    use crate::registry::{Limits, TargetId};
 
     fn registry() -> (Registry, TargetId, TargetId) {
         let limits = Limits { series_per_tenant: 1000, tenants: 10, retention_ns: 0 };
-        let mut registry = Registry::new(probes::families(), |_| Detail::Pod, limits);
+        let mut registry = Registry::new(catalog::families(), |_| Detail::Pod, limits);
         let labels = |tenant: &str| [tenant, "", "p", ""].map(Arc::<str>::from);
         let [a, b] = ["a\"x", "b"].map(|tenant| {
             let [t, n, p, c] = labels(tenant);
@@ -331,8 +330,8 @@ mod tests {
         registry.add(a, &syscalls::ERRORS, &["read", "x86_64", "EIO"], 4);
         registry.add(a, &scheduler::BLOCKED, &["futex", "x86_64"], 500_000_000);
         let mut buckets = [0; BUCKETS];
-        buckets[agent_ebpf::histogram::bucket_of(1_000_000)] = 99;
-        buckets[agent_ebpf::histogram::bucket_of(1_000_000_000)] = 1;
+        buckets[kernmeter_abi::histogram::bucket_of(1_000_000)] = 99;
+        buckets[kernmeter_abi::histogram::bucket_of(1_000_000_000)] = 1;
         registry.observe(a, &scheduler::WAIT, &[], &buckets, 1);
         registry.observe(a, &syscalls::DURATION, &["read", "x86_64"], &buckets, 1);
         registry.add(b, &process::TASKS, &[], 2);
@@ -360,7 +359,10 @@ mod tests {
         buckets[0] = 1;
         assert_eq!(quantile(&buckets, 0.99), Some(f64::from(MIN_EXP).exp2()));
         buckets[LAST] = 100;
-        assert_eq!(quantile(&buckets, 0.5), Some((f64::from(agent_ebpf::histogram::MAX_EXP) - 0.0).exp2()));
+        assert_eq!(
+            quantile(&buckets, 0.5),
+            Some((f64::from(kernmeter_abi::histogram::MAX_EXP) - 0.0).exp2())
+        );
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! In: process and object ids; out: the kernel's own accounts of them: schedstat, switches, memory, BPF objects, CPU use.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
 

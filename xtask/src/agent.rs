@@ -10,8 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-use crate::build_ebpf;
-use crate::workspace;
+use crate::{build_ebpf, workspace};
 
 #[derive(clap::Args)]
 pub struct BuildArguments {

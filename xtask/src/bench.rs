@@ -3,9 +3,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::agent;
-use crate::build_ebpf;
-use crate::workspace;
+use crate::{agent, build_ebpf, workspace};
 
 /// The measuring programs are of the tests' package; this one makes cgroups and workloads as they do.
 const PACKAGE: &str = "kernmeter-tests";

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::setup;
 use crate::toolchain::{self, Toolchain};
-use crate::workspace;
+use crate::{setup, workspace};
 
 const TRIPLE: &str = "bpfel-unknown-none";
 const BINARY: &str = "kernmeter-ebpf";

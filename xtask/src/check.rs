@@ -5,11 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::agent;
-use crate::build_ebpf;
-use crate::docs;
-use crate::tidy;
-use crate::workspace;
+use crate::{agent, build_ebpf, docs, tidy, workspace};
 
 /// What came of a check that did not fail.
 enum Verdict {

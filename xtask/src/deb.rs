@@ -6,11 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::agent;
-use crate::build_ebpf;
-use crate::debian;
-use crate::docs;
-use crate::workspace;
+use crate::{agent, build_ebpf, debian, docs, workspace};
 
 /// The release of cargo-deb that is used.
 const CARGO_DEB: &str = "3.8.0";

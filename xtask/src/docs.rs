@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::agent;
-use crate::build_ebpf;
-use crate::workspace;
+use crate::{agent, build_ebpf, workspace};
 
 const SHELLS: [(&str, &str); 3] =
     [("bash", "kernmeter.bash"), ("zsh", "_kernmeter"), ("fish", "kernmeter.fish")];

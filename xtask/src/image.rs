@@ -10,10 +10,7 @@ use anyhow::{Context, Result, bail};
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, elf};
 
-use crate::agent;
-use crate::build_ebpf;
-use crate::debian;
-use crate::workspace;
+use crate::{agent, build_ebpf, debian, workspace};
 
 /// The largest image that is accepted, bytes.
 const LARGEST: u64 = 12_000_000;

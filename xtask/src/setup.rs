@@ -8,11 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
-use crate::debian;
-use crate::test_setup;
 use crate::toolchain::{self, BPF_LINKER, Toolchain, Way};
-use crate::vm;
-use crate::workspace;
+use crate::{debian, test_setup, vm, workspace};
 
 /// How long rustup may take for a component of 3 MB.
 const RUSTUP_LIMIT: Duration = Duration::from_mins(1);

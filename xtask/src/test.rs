@@ -6,12 +6,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::agent;
-use crate::build_ebpf;
 use crate::summary::Summary;
-use crate::test_setup;
-use crate::vm;
-use crate::workspace;
+use crate::{agent, build_ebpf, test_setup, vm, workspace};
 
 /// The package whose tests run against the real kernel.
 const KERNEL_TESTS: &str = "kernmeter-tests";

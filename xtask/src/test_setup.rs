@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::debian;
-use crate::workspace;
+use crate::{debian, workspace};
 
 /// Debian packages and what the tests do with them.
 const PACKAGES: [(&str, &str); 8] = [

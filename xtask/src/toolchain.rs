@@ -1,10 +1,9 @@
 //! In: the compilers on this machine; out: the one that can build the eBPF object, remembered in `.tools` and checked
 //! each time it is used. Installs nothing.
 
-use std::env;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 

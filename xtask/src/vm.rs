@@ -12,18 +12,13 @@ mod prove;
 mod results;
 mod runtime;
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
-
-use crate::debian;
-use crate::summary::Summary;
-use crate::workspace;
 use boot::Order;
 use emulator::Emulator;
 use initrd::Initrd;
@@ -31,6 +26,9 @@ use kernels::Kernel;
 use matrix::{NEWEST, SERIES, VARIANTS, Variant};
 use prove::Fault;
 use results::{Machine, Outcome};
+
+use crate::summary::Summary;
+use crate::{debian, workspace};
 
 /// Longer takes no machine that works, even beside other work.
 const LIMIT: Duration = Duration::from_mins(6);

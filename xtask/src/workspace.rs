@@ -1,13 +1,11 @@
 //! In: the environment cargo started us with; out: the paths of this workspace and child processes with a clean
 //! environment. Knows no subcommand.
 
-use std::env;
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, bail};
 

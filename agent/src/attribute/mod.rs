@@ -10,19 +10,15 @@ mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use agent_ebpf::{SLOT_HOST, SLOT_OVERFLOW, SyscallRow, TOTALS, Total};
+use kernmeter_abi::{SLOT_HOST, SLOT_OVERFLOW, SyscallRow, TOTALS, Total};
 
-use self::{
-    rows::{add_errno, add_slot, add_syscall},
-    waiting::{Sum, Waiting},
-};
-use crate::{
-    drain::Batch,
-    family::Family,
-    identity::{OVERFLOW, UNKNOWN, Workload},
-    probes::{cgroup, process, scheduler, syscalls},
-    registry::{Registry, TargetId},
-};
+use self::rows::{add_errno, add_slot, add_syscall};
+use self::waiting::{Sum, Waiting};
+use crate::catalog::family::Family;
+use crate::catalog::{cgroup, process, scheduler, syscalls};
+use crate::drain::Batch;
+use crate::identity::{OVERFLOW, UNKNOWN, Workload};
+use crate::registry::{Registry, TargetId};
 
 /// How much of an answer is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,12 +1,9 @@
 //! In: rows of counts and who is billed; out: registry totals, or sums of rows. Knows no slots and no identities.
 
-use agent_ebpf::{SlotRow, SyscallRow};
+use kernmeter_abi::{SlotRow, SyscallRow};
 
-use crate::{
-    names,
-    probes::{cgroup, process, scheduler, syscalls},
-    registry::{Registry, TargetId},
-};
+use crate::catalog::{cgroup, names, process, scheduler, syscalls};
+use crate::registry::{Registry, TargetId};
 
 /// Label value for calls or errors without a row of their own.
 const NO_ROW: &str = "_overflow";

@@ -2,15 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 
-use agent_ebpf::SlotRow;
+use kernmeter_abi::SlotRow;
 
 use super::*;
-use crate::{
-    drain::{Birth, EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW, ErrnoDelta, SlotDelta, SyscallDelta},
-    family::Detail,
-    probes,
-    registry::Limits,
-};
+use crate::catalog::family::Detail;
+use crate::catalog::{self};
+use crate::drain::{Birth, EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW, ErrnoDelta, SlotDelta, SyscallDelta};
+use crate::registry::Limits;
 
 /// Tenant = first component, or `_host` for the root.
 struct ByTop(&'static str);
@@ -66,7 +64,7 @@ const PATIENCE: Patience = Patience { path_ns: 10, pod_ns: 100, container_ns: 20
 
 fn setup() -> (Registry, Attribution) {
     let limits = Limits { series_per_tenant: 1000, tenants: 100, retention_ns: 0 };
-    let mut registry = Registry::new(probes::families(), |_| Detail::Tenant, limits);
+    let mut registry = Registry::new(catalog::families(), |_| Detail::Tenant, limits);
     let attribution = Attribution::new(16, PATIENCE, &mut registry, &ByTop(""));
     (registry, attribution)
 }

@@ -2,13 +2,11 @@
 
 use std::collections::HashMap;
 
-use agent_ebpf::{SlotRow, SyscallRow};
+use kernmeter_abi::{SlotRow, SyscallRow};
 
 use super::rows::{add_errno, add_slot, add_slot_rows, add_syscall, add_syscall_rows};
-use crate::{
-    drain::{EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW},
-    registry::{Registry, TargetId},
-};
+use crate::drain::{EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW};
+use crate::registry::{Registry, TargetId};
 
 /// Counts that wait for an identity.
 #[derive(Default)]

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use crate::identity::rules::tenant_name;
-
 use super::values::{file_path, shown};
 use super::yaml::{Problem, Scalar, at};
+use crate::identity::rules::tenant_name;
 
 /// Longest name of a user or certificate, bytes.
 const NAME_BYTES: usize = 256;

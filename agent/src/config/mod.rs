@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use access::{Access, Credentials};
 
 use crate::adapt;
-use crate::family::Detail;
+use crate::catalog::family::Detail;
 use crate::identity::path::printable;
 use crate::identity::rules::RuleSet;
 

@@ -7,14 +7,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
-use super::access;
 use super::values::{
     absolute_path, did_you_mean, duration_in, file_path, listen_address, node_name, one_of, percent_in,
     shown, size_in, telemetry_path, whole_in,
 };
 use super::yaml::{Problem, Scalar, at, read, set};
-use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, PodSource, ReadMode};
-use crate::family::Detail;
+use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, PodSource, ReadMode, access};
+use crate::catalog::family::Detail;
 use crate::identity::UNKNOWN;
 use crate::identity::rules::{
     AllowSpec, MatchSpec, Outcome, Place, RuleError, RuleSpec, Rules, condition_key,
@@ -176,7 +175,12 @@ fn auto(low: u32, high: u32) -> impl Fn(&str) -> Result<Auto, String> {
 fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), Problem> {
     let kernel = &mut config.kernel;
     set(&mut kernel.memory_budget, raw.memory_budget, "kernel.memory_budget", size_in(4..=4096))?;
-    set(&mut kernel.slots, raw.slots, "kernel.slots", auto(agent_ebpf::FIRST_SLOT, agent_ebpf::MAX_SLOTS))?;
+    set(
+        &mut kernel.slots,
+        raw.slots,
+        "kernel.slots",
+        auto(kernmeter_abi::FIRST_SLOT, kernmeter_abi::MAX_SLOTS),
+    )?;
     set(&mut kernel.syscall_rows, raw.syscall_rows, "kernel.syscall_rows", auto(64, 4 << 20))?;
     set(&mut kernel.errno_rows, raw.errno_rows, "kernel.errno_rows", auto(64, 4 << 20))?;
     let attach =

@@ -1,6 +1,7 @@
 //! What one pass over the kernel's rows found: differences since the pass before. Knows no maps and no tenants.
 
-use agent_ebpf::{LOSSES, SlotRow, SyscallRow, TOTALS, histogram::BUCKETS};
+use kernmeter_abi::histogram::BUCKETS;
+use kernmeter_abi::{LOSSES, SlotRow, SyscallRow, TOTALS};
 
 /// A slot that got an owner since the last pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct SlotDelta {
 pub struct SyscallDelta {
     /// The slot.
     pub slot: u32,
-    /// The syscall key, see [`agent_ebpf::syscall_key`].
+    /// The syscall key, see [`kernmeter_abi::syscall_key`].
     pub syscall: u32,
     /// Differences of every field.
     pub row: SyscallRow,

@@ -1,28 +1,22 @@
 //! In: the kernel's rows; out: batches of differences, and slots given back. Knows slots, never tenants.
 
 mod batch;
-mod mmap;
 mod rows;
-
-pub use batch::{Batch, Birth, EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW, ErrnoDelta, SlotDelta, SyscallDelta};
 
 use std::mem::offset_of;
 
-use agent_ebpf::{
+use aya::maps::{HashMap, MapData, PerCpuArray, Queue};
+pub use batch::{Batch, Birth, EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW, ErrnoDelta, SlotDelta, SyscallDelta};
+use kernmeter_abi::{
     CgroupRef, FIRST_SLOT, LOSSES, META_USED, SLOT_HOST, SLOT_OVERFLOW, SlotInfo, SlotRow, SyscallRow,
     TOTALS, Total, is_workload_name, slot_state,
 };
-use aya::maps::{HashMap, MapData, PerCpuArray, Queue};
-use mmap::Region;
 use rows::{SLOT_WORDS, Shadow};
 
-use crate::{
-    config::ReadMode,
-    probes::{
-        load::{Kernel, LoadError},
-        size::Plan,
-    },
-};
+use crate::config::ReadMode;
+use crate::kernel::region::Region;
+use crate::kernel::size::Plan;
+use crate::kernel::{Kernel, LoadError};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
@@ -184,7 +178,7 @@ impl Drain {
             self.insert(id, own, 0);
             return Ok(false);
         }
-        let name = &name[..name.len().min(agent_ebpf::NAME_MAX)];
+        let name = &name[..name.len().min(kernmeter_abi::NAME_MAX)];
         let flags = if is_workload_name(name.len(), |i| name[i]) { CgroupRef::INHERIT } else { 0 };
         let Ok(slot) = self.slot_free.pop(0) else {
             self.insert(id, CgroupRef { slot: SLOT_OVERFLOW, flags }, 0);

@@ -2,13 +2,12 @@
 
 use std::mem::offset_of;
 
-use agent_ebpf::{SlotRow, SyscallRow, histogram::BUCKETS};
+use kernmeter_abi::histogram::BUCKETS;
+use kernmeter_abi::{SlotRow, SyscallRow};
 
-use super::{
-    batch::{Batch, ErrnoDelta, SlotDelta, SyscallDelta},
-    mmap::Region,
-};
-use crate::probes::size::Plan;
+use super::batch::{Batch, ErrnoDelta, SlotDelta, SyscallDelta};
+use crate::kernel::region::Region;
+use crate::kernel::size::Plan;
 
 /// Words before the buckets of a slot row.
 pub(super) const SLOT_WORDS: usize = 16;

@@ -1,14 +1,10 @@
 //! In: tenant rules, user names, what was told of pods; out: whose a cgroup path is and how sure that is. Counts nothing.
 
-use crate::{
-    attribute::{Certainty, Identify, Identity},
-    config::Config,
-    identity::{
-        CgroupFacts, Rules, Users, Verdict, describe,
-        pods::{Event, PodCache, PodFacts, Wanted},
-        rules::RuleError,
-    },
-};
+use crate::attribute::{Certainty, Identify, Identity};
+use crate::config::Config;
+use crate::identity::pods::{Event, PodCache, PodFacts, Wanted};
+use crate::identity::rules::RuleError;
+use crate::identity::{CgroupFacts, Rules, Users, Verdict, describe};
 
 /// What will be told of pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,13 +153,9 @@ impl Identify for Identifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        identity::{
-            UNKNOWN,
-            pods::{Container, Namespace, Phase, Pod},
-        },
-        known,
-    };
+    use crate::identity::UNKNOWN;
+    use crate::identity::pods::{Container, Namespace, Phase, Pod};
+    use crate::known;
 
     const UID: &str = "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11";
 

@@ -9,10 +9,10 @@ mod text;
 #[cfg(test)]
 mod tests;
 
+use std::io::Write;
+
 pub use negotiate::{Format, accepts_gzip, negotiate};
 pub use text::{encode_snapshot, encode_tenant, finish};
-
-use std::io::Write;
 
 /// Compresses a body: level 1, since level 6 costs ten times the time for a tenth less bytes.
 ///

@@ -203,9 +203,10 @@ impl<'a> Iterator for Split<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::Format::{OpenMetrics001, OpenMetrics100, Text004};
     use super::*;
-    use proptest::prelude::*;
 
     /// Prometheus 2.42.
     const V2: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::{Format, encode_snapshot, encode_tenant, escape::escape_label_value, finish, gzip};
+use super::escape::escape_label_value;
+use super::{Format, encode_snapshot, encode_tenant, finish, gzip};
 use crate::allocations;
 use crate::registry::{Family, FamilyLayout, HISTOGRAM_VALUES, Kind, Layout, Scale, SeriesLayout, Snapshot};
 

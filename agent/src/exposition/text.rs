@@ -2,7 +2,8 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::{Format, escape::escape_help};
+use super::Format;
+use super::escape::escape_help;
 use crate::registry::{Family, HISTOGRAM_VALUES, Kind, LE, Scale, SeriesLayout, Snapshot};
 
 /// The `le` label of each bucket, comma and quotes included, up to where the value goes. The bounds are the shortest

@@ -1,7 +1,7 @@
 //! In: the bytes of a cgroup path; out: what its names say (unit, container, pod, user). Reads nothing, trusts nothing.
 //!
 //! Components are read from the root down and reading stops at the first workload (see
-//! [`agent_ebpf::is_workload_name`]): what runs deeper, containers inside containers included, shares its slot.
+//! [`kernmeter_abi::is_workload_name`]): what runs deeper, containers inside containers included, shares its slot.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use super::fingerprint;
 pub const PATH_BYTES: usize = 4096;
 
 /// Longest name kept in a field, in bytes; the kernel allows 255, and replacing invalid UTF-8 may triple that.
-pub const FIELD_BYTES: usize = 3 * agent_ebpf::NAME_MAX;
+pub const FIELD_BYTES: usize = 3 * kernmeter_abi::NAME_MAX;
 
 /// Digits of a full container id.
 const ID_DIGITS: usize = 64;
@@ -198,7 +198,7 @@ fn bounded_path(path: &[u8]) -> Vec<u8> {
 
 /// Text of one component; a path given by someone else may hold longer ones than the kernel allows.
 fn text(name: &[u8]) -> String {
-    String::from_utf8_lossy(&name[..name.len().min(agent_ebpf::NAME_MAX)]).into_owned()
+    String::from_utf8_lossy(&name[..name.len().min(kernmeter_abi::NAME_MAX)]).into_owned()
 }
 
 struct Walk<'a> {
@@ -378,7 +378,7 @@ impl Walk<'_> {
             self.pod(uid, qos);
         }
         // Names that the kernel side also takes for a workload: `crio-conmon-<id>` and the like.
-        agent_ebpf::is_workload_name(name.len(), |i| name[i])
+        kernmeter_abi::is_workload_name(name.len(), |i| name[i])
     }
 }
 

@@ -1,11 +1,10 @@
 //! In: the mounted cgroup-v2 hierarchy; out: every cgroup with its id, parents first. Knows no workloads and no tenants.
 
 use std::collections::VecDeque;
-use std::fs;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// Most cgroups read in one walk unless the caller says otherwise.
 pub const MOST_CGROUPS: usize = 100_000;

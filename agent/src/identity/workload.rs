@@ -7,7 +7,7 @@ use super::{CgroupFacts, PodFacts, Verdict, fingerprint};
 /// Longest label value, in bytes.
 pub const LABEL_BYTES: usize = 128;
 
-/// Values of the workload labels, in the order of [`crate::family::WORKLOAD_LABELS`]: UTF-8, no control characters,
+/// Values of the workload labels, in the order of [`crate::catalog::family::WORKLOAD_LABELS`]: UTF-8, no control characters,
 /// at most [`LABEL_BYTES`] long. Quotes and backslashes are escaped where they are written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Workload {

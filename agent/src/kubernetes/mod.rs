@@ -12,19 +12,17 @@ mod queue;
 mod settings;
 mod stats;
 
-use std::sync::Arc;
-use std::sync::mpsc as blocking;
+use std::sync::{Arc, mpsc as blocking};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use queue::Queue;
+pub use settings::{Environment, KubernetesError, Settings, Source};
+use stats::Counters;
+pub use stats::Stats;
 use tokio::sync::{mpsc, watch};
 
 use crate::identity::pods::{Event, Wanted};
-use queue::Queue;
-use stats::Counters;
-
-pub use settings::{Environment, KubernetesError, Settings, Source};
-pub use stats::Stats;
 
 /// How long [`Pods::stop`] waits for the source's thread; then the thread is left to the end of the process.
 const STOP: Duration = Duration::from_secs(2);

@@ -1,14 +1,13 @@
 //! The store of totals: who (target) x what (family, labels) -> value. Counters only grow; what goes is folded, not lost.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use agent_ebpf::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
+use kernmeter_abi::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
 
 use super::snapshot::{FamilyLayout, Layout, SeriesLayout, Snapshot};
-use crate::{
-    escape::escape_label_value,
-    family::{Detail, Family, HISTOGRAM_VALUES, Kind, LE, WORKLOAD_LABELS},
-};
+use crate::catalog::family::{Detail, Family, HISTOGRAM_VALUES, Kind, LE, WORKLOAD_LABELS};
+use crate::escape::escape_label_value;
 
 /// Label value of what a limit folded together; also the reserved tenant for tenants beyond the limit.
 pub const OVERFLOW: &str = "_overflow";

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::family::Family;
+use crate::catalog::family::Family;
 
 /// The series of a snapshot without their values; shared by snapshots until a series comes or goes.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ pub struct FamilyLayout {
 pub struct SeriesLayout {
     /// Escaped `name="value",...` without braces; never empty for workload families.
     pub labels: Box<[u8]>,
-    /// Index into [`Snapshot::values`]: one value, or [`HISTOGRAM_VALUES`](crate::family::HISTOGRAM_VALUES) of them for
+    /// Index into [`Snapshot::values`]: one value, or [`HISTOGRAM_VALUES`](crate::catalog::family::HISTOGRAM_VALUES) of them for
     /// a histogram.
     pub first: u32,
     /// Whose it is: index into [`Layout::tenants`].

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::family::Scale;
+use crate::catalog::family::Scale;
 
 static CALLS: Family = Family {
     name: "kernmeter_calls",
@@ -198,7 +198,7 @@ fn classic_buckets_sum_the_kernel_ones() {
     for (ns, count) in
         [(1, 1), (950, 1), (1_000_000_000, 1), (1_000_000_001, 1), (16_000_000_000, 1), (17_000_000_000, 1)]
     {
-        buckets[agent_ebpf::histogram::bucket_of(ns)] += count;
+        buckets[kernmeter_abi::histogram::bucket_of(ns)] += count;
     }
     registry.observe(target, &TIME, &[], &buckets, 99);
     let snapshot = registry.publish(1);

@@ -13,16 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use process::ProcessStats;
 use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::MetricType::{self, Counter, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use table::{Table, Value};
 
 use crate::exposition::{Format, encode_snapshot, finish};
 use crate::registry::Snapshot;
-use process::ProcessStats;
-use table::{Table, Value};
 
 /// Bounds of the drain histogram, seconds: a drain takes well under a millisecond on a small host.
 const DRAIN_BOUNDS: [f64; 11] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5];

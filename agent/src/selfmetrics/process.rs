@@ -60,8 +60,9 @@ fn boot_time_seconds() -> io::Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::{SystemTime, UNIX_EPOCH};
+
+    use super::*;
 
     #[test]
     fn own_figures_make_sense() {

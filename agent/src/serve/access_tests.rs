@@ -49,7 +49,7 @@ fn publish(server: &Running) {
             for syscall in 0..8 {
                 registry.add(target, &CALLS, &[&format!("{mark}{syscall}")], 1);
             }
-            let mut buckets = [0; agent_ebpf::histogram::BUCKETS];
+            let mut buckets = [0; kernmeter_abi::histogram::BUCKETS];
             buckets[n] = 1;
             registry.observe(target, &WAIT, &[], &buckets, 1);
             if n == 0 {

@@ -22,20 +22,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use body::Body;
+use connections::{Connections, Seat, Watched};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use routes::Caller;
+pub use state::{AppState, Clock, SnapshotCell};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::web::{Door, Guard};
-use body::Body;
-use connections::{Connections, Seat, Watched};
-use routes::Caller;
-pub use state::{AppState, Clock, SnapshotCell};
 
 /// Largest request line and headers together, bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;

@@ -12,10 +12,11 @@ mod schema;
 mod tls;
 mod watched;
 
-pub use crate::config::{Access, Credentials};
 pub use certificate::Names;
 pub use door::{Door, Guard};
 pub use error::WebError;
 pub use reader::Reader;
 pub use readers::Refusal;
 pub use watched::Watched;
+
+pub use crate::config::{Access, Credentials};

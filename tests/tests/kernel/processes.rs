@@ -1,8 +1,9 @@
 //! Processes, threads and programs are counted exactly; the number of live tasks returns to where it was.
 
-use crate::family::{BLOCKED, DURATION, SYSCALLS, WAIT};
 use anyhow::ensure;
 use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
+
+use crate::family::{BLOCKED, DURATION, SYSCALLS, WAIT};
 
 trials![forks_threads_execs_and_exits, odd_ends_of_calls, tasks_older_than_the_agent, zombies_are_no_tasks];
 

@@ -1,21 +1,18 @@
 //! Shards that CPUs share (many CPUs, little memory) and the batched read count exactly. Loads the kernel side itself.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
 
-use agent_ebpf::{Total, syscall_key};
 use anyhow::{Context as _, ensure};
-use kernmeter::{
-    btf::Btf,
-    config::{AttachMode, ReadMode},
-    drain::{Batch, Drain},
-    engine::BTF_PATH,
-    probes::{
-        self,
-        load::{Kernel, possible_cpus},
-        offsets,
-        size::Plan,
-    },
-};
+use kernmeter::btf::Btf;
+use kernmeter::catalog;
+use kernmeter::config::{AttachMode, ReadMode};
+use kernmeter::drain::{Batch, Drain};
+use kernmeter::host::{BTF_PATH, possible_cpus};
+use kernmeter::kernel::size::Plan;
+use kernmeter::kernel::{Kernel, offsets};
+use kernmeter_abi::{Total, syscall_key};
 use kernmeter_tests::{Outcome, skip, trials};
 
 trials![cpus_share_a_shard, rows_are_read_by_batches];
@@ -48,7 +45,7 @@ fn count(shards: u32, mode: ReadMode) -> Outcome {
     let mut kernel = Kernel::load(plan, &constants, AttachMode::Auto)?;
     let mut drain = Drain::open(&mut kernel, 1, mode)?;
     ensure!(drain.is_mapped() == (mode == ReadMode::Auto), "mapped: {}", drain.is_mapped());
-    for probe in probes::ALL {
+    for probe in catalog::PROBES {
         kernel.attach(probe);
     }
     let mut batch = Batch::default();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::loaded_programs;
-use kernmeter::probes;
+use kernmeter::catalog;
 use kernmeter_tests::kernel::{bpf_objects, task_times};
 use kernmeter_tests::{Agent, Hierarchy, Scrape, Settings, Workload, agent, skip};
 
@@ -111,7 +111,7 @@ fn start() -> Result<()> {
     for program in loaded_programs() {
         loaded.extend(program?.name_as_str().map(str::to_owned));
     }
-    let missing: Vec<&str> = probes::ALL
+    let missing: Vec<&str> = catalog::PROBES
         .iter()
         .flat_map(|probe| probe.hooks)
         // Some kernels have a hook served by a twin of its program.

@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kernmeter_tests::{Skip, workload};
-
 use machine::Variant;
 use report::Report;
 

@@ -4,9 +4,9 @@
 use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, EbpfLoader};
-use kernmeter::engine::BTF_PATH;
-use kernmeter::probes::load::{chain, lockdown, object};
-use kernmeter::probes::{self, offsets};
+use kernmeter::catalog;
+use kernmeter::host::{BTF_PATH, Lockdown, lockdown};
+use kernmeter::kernel::{chain, object, offsets};
 
 use crate::report::Report;
 
@@ -22,7 +22,7 @@ const STATISTICS: [&str; 5] = ["processed ", "verification time", "stack depth",
 pub fn check(report: &mut Report) -> Result<()> {
     let data = std::fs::read(BTF_PATH).with_context(|| format!("read {BTF_PATH}"))?;
     let mut constants = offsets::resolve(&kernmeter::btf::Btf::parse(data)?)?;
-    constants.values.push(("HAS_PROBE_READ", u32::from(lockdown() != "confidentiality")));
+    constants.values.push(("HAS_PROBE_READ", u32::from(lockdown() != Lockdown::Confidentiality)));
     let mut loader = EbpfLoader::new();
     loader.btf(None).allow_unsupported_maps();
     for (name, value) in &constants.values {
@@ -57,7 +57,7 @@ pub fn check(report: &mut Report) -> Result<()> {
 fn load(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramError> {
     match program {
         Program::BtfTracePoint(_) => {
-            let mut hooks = probes::ALL.iter().flat_map(|probe| probe.hooks);
+            let mut hooks = catalog::PROBES.iter().flat_map(|probe| probe.hooks);
             let hook = hooks.find(|hook| hook.program == name);
             <&mut BtfTracePoint>::try_from(program)?.load(hook.map_or(name, |hook| hook.tracepoint), btf)
         }

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, bail};
 use kernmeter::btf::{Argument, Btf};
-use kernmeter::engine::BTF_PATH;
-use kernmeter::probes;
+use kernmeter::catalog;
+use kernmeter::host::BTF_PATH;
 
 use crate::machine;
 
@@ -32,7 +32,7 @@ pub fn check() -> Result<()> {
     let release = numbers(&machine::release()).context("the kernel's release has no numbers")?;
     let mut wrong = Vec::new();
     let mut hooks = 0;
-    for hook in probes::ALL.iter().flat_map(|probe| probe.hooks) {
+    for hook in catalog::PROBES.iter().flat_map(|probe| probe.hooks) {
         hooks += 1;
         let documented = parse(hook.prototype)
             .with_context(|| format!("`{}` documents {:?}", hook.program, hook.prototype))?;
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn every_hook_is_documented_so_that_it_can_be_checked() {
-        for hook in probes::ALL.iter().flat_map(|probe| probe.hooks) {
+        for hook in catalog::PROBES.iter().flat_map(|probe| probe.hooks) {
             let documented = parse(hook.prototype).unwrap_or_else(|| panic!("{:?}", hook.prototype));
             assert_eq!(documented.tracepoint, hook.tracepoint);
         }

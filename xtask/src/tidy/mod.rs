@@ -9,7 +9,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-
 pub use object::check as object;
 
 /// Folders with our own Rust sources.

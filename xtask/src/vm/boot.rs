@@ -1,10 +1,9 @@
 //! In: a kernel, a variant, an initial file system; out: what the machine said on both serial ports. Reads none of it.
 
-use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::scratch;
-use crate::agent;
-use crate::build_ebpf;
-use crate::workspace;
+use crate::{agent, build_ebpf, workspace};
 
 /// Programs and where they lie in the initial file system.
 const PROGRAMS: [(&str, &str); 3] =

@@ -1,11 +1,10 @@
 //! In: series of kernels; out: for each the newest uncompressed image Debian has of it, or the reason why there is none.
 //! Knows nothing of what runs on them.
 
-use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 

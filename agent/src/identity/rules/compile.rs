@@ -7,7 +7,8 @@ use super::spec::{AllowSpec, MatchSpec, Outcome, RuleSpec};
 use super::template::{Field, Subject, Template};
 use super::{Place, RuleError};
 use crate::identity::Runtime;
-use crate::identity::pods::{Wanted, record::Pair};
+use crate::identity::pods::Wanted;
+use crate::identity::pods::record::Pair;
 
 /// Longest key of a label or annotation, in bytes: a DNS name, `/`, and 63 more.
 const KEY_BYTES: usize = 253 + 1 + 63;

@@ -10,12 +10,11 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use compile::condition_key;
+use compile::{Rule, Then};
 pub use glob::{GLOB_BYTES, Problem};
 pub use spec::{AllowSpec, MOST_RULES, MatchSpec, Outcome, RuleSet, RuleSpec};
-pub use template::{RefusalReason, TENANT_BYTES, tenant_name};
-
-use compile::{Rule, Then};
 use template::Subject;
+pub use template::{RefusalReason, TENANT_BYTES, tenant_name};
 
 use super::pods::{PodFacts, Wanted};
 use super::{CgroupFacts, HOST, UNKNOWN, Users};

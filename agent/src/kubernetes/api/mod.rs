@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use object::Keys;
+use session::{Kind, Session};
 use tokio::sync::watch;
 
 use super::queue::Queue;
@@ -20,8 +22,6 @@ use super::settings::{KubernetesError, Settings};
 use super::stats::Restart;
 use crate::identity::path::printable;
 use crate::identity::pods::Wanted;
-use object::Keys;
-use session::{Kind, Session};
 
 /// Longest piece of somebody else's error text that is logged or passed on, in bytes.
 const MESSAGE_BYTES: usize = 300;

@@ -17,9 +17,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use kernmeter_tests::{Cgroup, Hierarchy, Settings};
-
 use event_cost::Effort;
+use kernmeter_tests::{Cgroup, Hierarchy, Settings};
 use pinned::Pinned;
 use subject::Subject;
 

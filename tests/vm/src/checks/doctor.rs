@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use kernmeter::btf::Btf;
-use kernmeter::engine::BTF_PATH;
-use kernmeter::probes::offsets;
+use kernmeter::host::BTF_PATH;
+use kernmeter::kernel::offsets;
 use kernmeter_tests::agent;
 
 use crate::machine;

@@ -2,15 +2,14 @@
 //! kprobe, a raw tracepoint) on the very call that is counted. Knows the agent's programs not at all.
 
 use std::ffi::CString;
-use std::fs;
-use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 use kernmeter::btf::Btf;
-use kernmeter::engine::BTF_PATH;
+use kernmeter::host::BTF_PATH;
 use kernmeter_tests::{Agent, Hierarchy, Settings, Workload};
 
 use super::{all_arrive, stop};

@@ -3,11 +3,11 @@
 //! The kernel runs programs on trace events with preemption off, which it does not do any more for programs on the
 //! tracepoints themselves since Linux 7.2. The price is a record per event, made for the program to read.
 
-use std::{
-    fs, io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-    path::PathBuf,
-};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::{fs, io};
+
+use crate::host::online_cpus;
 
 /// Where tracefs is mounted; the second place is that of older systems.
 const MOUNTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -93,7 +93,7 @@ pub fn open(group: &str, name: &str) -> Result<Event, EventError> {
         ..Attributes::default()
     };
     // The program runs wherever the event happens: the CPU is only one that the kernel can open the event on.
-    let cpu = aya::util::online_cpus().ok().and_then(|cpus| cpus.first().copied()).unwrap_or(0);
+    let cpu = online_cpus().first().copied().unwrap_or(0);
     // SAFETY: the attributes are as large as they say and outlive the call, which only reads them.
     let opened = unsafe {
         libc::syscall(

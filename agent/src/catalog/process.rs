@@ -1,7 +1,7 @@
 //! The process probe: its hooks and metric families. Knows no values.
 
 use super::{EventTwin, Hook, Probe};
-use crate::family::{Family, Kind, Scale};
+use crate::catalog::family::{Family, Kind, Scale};
 
 const fn counter(name: &'static str, help: &'static str) -> Family {
     Family { name, help, unit: None, kind: Kind::Counter, scale: Scale::One, labels: &[] }

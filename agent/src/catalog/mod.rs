@@ -1,19 +1,16 @@
 //! In: nothing; out: what each probe is: hooks, needs, cost, metric families, declared once. Knows no values.
 //!
-//! METRICS.md, `kernmeter probes`, `doctor` and the list of names the configuration accepts derive from [`ALL`].
-//! A new probe is a kernel module, a file here and an entry in [`ALL`].
+//! METRICS.md, `kernmeter probes`, `doctor` and the list of names the configuration accepts derive from [`PROBES`].
+//! A new probe is a kernel module, a file here and an entry in [`PROBES`].
 
 pub mod cgroup;
-pub mod event;
-pub mod hook;
-pub mod load;
-pub mod offsets;
+pub mod family;
+pub mod names;
 pub mod process;
 pub mod scheduler;
-pub mod size;
 pub mod syscalls;
 
-use crate::family::Family;
+use family::Family;
 
 /// One program and where it attaches.
 #[derive(Debug)]
@@ -79,17 +76,17 @@ pub struct Probe {
 }
 
 /// Every probe, in the order they are attached: cgroups first, so that no event finds its cgroup without a slot.
-pub static ALL: &[&Probe] = &[&cgroup::PROBE, &process::PROBE, &scheduler::PROBE, &syscalls::PROBE];
+pub static PROBES: &[&Probe] = &[&cgroup::PROBE, &process::PROBE, &scheduler::PROBE, &syscalls::PROBE];
 
 /// Every workload family, in exposition order.
 pub fn families() -> impl Iterator<Item = &'static Family> {
-    ALL.iter().rev().flat_map(|probe| probe.families.iter().copied())
+    PROBES.iter().rev().flat_map(|probe| probe.families.iter().copied())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::family::Kind;
+    use crate::catalog::family::Kind;
 
     #[test]
     fn declarations_are_sound() {
@@ -106,10 +103,10 @@ mod tests {
                 );
             }
             if family.kind == Kind::Histogram {
-                assert_eq!(family.scale, crate::family::Scale::NanosToSeconds);
+                assert_eq!(family.scale, crate::catalog::family::Scale::NanosToSeconds);
             }
         }
-        for probe in ALL {
+        for probe in PROBES {
             for hook in probe.hooks {
                 for program in hook.programs() {
                     assert!(program.len() <= 15, "`{program}` would be cut by the kernel");

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use agent_ebpf::syscall_key::{ABI_IA32, ABI_X32, ABI_X86_64, NR_UNKNOWN, unpack};
+use kernmeter_abi::syscall_key::{ABI_IA32, ABI_X32, ABI_X86_64, NR_UNKNOWN, unpack};
 use syscalls::{Errno, x86, x86_64};
 
 /// First number that only the x32 ABI has, of the kernel's `arch/x86/entry/syscalls/syscall_64.tbl`.
@@ -80,7 +80,7 @@ pub fn errno(number: u32) -> Cow<'static, str> {
 
 #[cfg(test)]
 mod tests {
-    use agent_ebpf::syscall_key::of;
+    use kernmeter_abi::syscall_key::of;
 
     use super::*;
 

@@ -3,12 +3,10 @@
 //! The map is shared memory with the kernel: loads are relaxed atomics of aligned words, so that a counter is never torn.
 //! Where the kernel refuses the mapping, the map is copied by batched lookups before each pass instead.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
-};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::config::ReadMode;
 

@@ -1,6 +1,6 @@
 //! In: possible CPUs, a memory budget, wishes; out: how large each map is. Does no I/O.
 
-use agent_ebpf::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow, TASK_STATE_SIZE};
+use kernmeter_abi::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow, TASK_STATE_SIZE};
 
 /// What the configuration asks for; `None` lets the plan choose.
 #[derive(Clone, Copy, Debug, Default)]

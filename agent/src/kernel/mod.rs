@@ -2,21 +2,24 @@
 
 use std::os::fd::BorrowedFd;
 
-use aya::{
-    Btf, Ebpf, EbpfLoader, TestRun as _,
-    maps::{Map, MapData},
-    programs::{Iter, RawTracePoint, RawTracePointRunOptions},
-};
+use aya::maps::{Map, MapData};
+use aya::programs::{Iter, RawTracePoint, RawTracePointRunOptions};
+use aya::{Btf, Ebpf, EbpfLoader, TestRun as _};
 use aya_log::EbpfLogger;
 
-pub use super::hook::HookStatus;
-use super::{
-    ALL, Probe,
-    hook::{Link, explain, load_hook},
-    offsets::Constants,
-    size::Plan,
-};
+pub mod event;
+pub mod hook;
+pub mod offsets;
+pub mod region;
+pub mod size;
+
+pub use self::hook::HookStatus;
+use self::hook::{Link, explain, load_hook};
+use self::offsets::Constants;
+use self::size::Plan;
+use crate::catalog::{PROBES, Probe};
 use crate::config::AttachMode;
+use crate::host::online_cpus;
 
 /// The object, built for the BPF target and embedded.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KERNMETER_EBPF_OBJECT"));
@@ -135,7 +138,7 @@ impl Kernel {
 
         let btf = Btf::from_sys_fs().map_err(|error| LoadError::NoBtf(error.to_string()))?;
         let mut hooks = Vec::new();
-        for probe in ALL {
+        for probe in PROBES {
             for hook in probe.hooks {
                 hooks.push(load_hook(&mut ebpf, &btf, probe, hook, mode, constants)?);
             }
@@ -205,7 +208,7 @@ impl Kernel {
         }
         let Some(program) = self.ebpf.program_mut(FLUSH) else { return };
         let Ok(program): Result<&mut RawTracePoint, _> = program.try_into() else { return };
-        for cpu in aya::util::online_cpus().unwrap_or_default() {
+        for cpu in online_cpus() {
             let options = RawTracePointRunOptions { cpu: Some(cpu), ..RawTracePointRunOptions::new() };
             if let Err(error) = program.test_run(options) {
                 tracing::debug!(cpu, reason = explain(&error), "cannot account the running task of a cpu");
@@ -277,32 +280,6 @@ impl KernelLog {
     pub fn flush(&mut self) {
         self.0.flush();
     }
-}
-
-/// Possible CPUs, as one more than the highest number: numbers may have gaps.
-pub fn possible_cpus() -> u32 {
-    let highest = aya::util::online_cpus().ok().into_iter().chain(possible()).flatten().max();
-    highest.map_or(1, |highest| highest + 1)
-}
-
-fn possible() -> Option<Vec<u32>> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").ok()?;
-    Some(text.trim().split([',', '-']).filter_map(|n| n.parse().ok()).collect())
-}
-
-/// The host's memory, bytes; unlimited if it cannot be told.
-pub fn total_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map_or(u64::MAX, |kib| kib << 10)
-}
-
-/// The kernel's lockdown mode: `none`, `integrity` or `confidentiality`; `none` where the kernel has no such thing.
-pub fn lockdown() -> String {
-    let text = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    text.split(['[', ']']).nth(1).unwrap_or("none").to_owned()
 }
 
 fn data_of(map: &Map) -> Option<&MapData> {

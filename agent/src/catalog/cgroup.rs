@@ -1,7 +1,7 @@
 //! The cgroup probe: its hooks and metric families. Knows no values.
 
 use super::{Hook, Probe};
-use crate::family::{Family, Kind, Scale};
+use crate::catalog::family::{Family, Kind, Scale};
 
 /// Tasks moved into a workload.
 pub static MOVES: Family = Family {

@@ -1,16 +1,13 @@
 //! In: a hook and what the kernel can do; out: the program that serves it, loaded, then attached, or why not. Knows no maps.
 
-use aya::{
-    Btf, Ebpf,
-    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint, links::FdLink},
-};
+use aya::programs::links::FdLink;
+use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
+use aya::{Btf, Ebpf};
 
-use super::{
-    EventTwin, Hook, Probe,
-    event::{self, EventLink},
-    load::{LoadError, chain},
-    offsets::Constants,
-};
+use super::event::{self, EventLink};
+use super::offsets::Constants;
+use super::{LoadError, chain};
+use crate::catalog::{EventTwin, Hook, Probe, cgroup};
 use crate::config::AttachMode;
 
 /// Why a loaded program is not attached yet.
@@ -73,7 +70,7 @@ pub fn load_hook(
             Err(reason) => status.caveat = reason,
         }
     }
-    let twin_only = mode == AttachMode::Raw && probe.name != super::cgroup::PROBE.name;
+    let twin_only = mode == AttachMode::Raw && probe.name != cgroup::PROBE.name;
     let refused = if twin_only {
         "BTF tracepoints are switched off by `kernel.attach`".to_owned()
     } else {

@@ -1,7 +1,7 @@
 //! The syscall probe: its hooks and metric families. Knows no values.
 
 use super::{EventTwin, Hook, Probe};
-use crate::family::{Family, Kind, Scale};
+use crate::catalog::family::{Family, Kind, Scale};
 
 /// Calls, by syscall.
 pub static CALLS: Family = Family {

@@ -1,7 +1,7 @@
 //! The scheduler probe: its hooks and metric families. Knows no values.
 
 use super::{Hook, Probe};
-use crate::family::{Family, Kind, Scale};
+use crate::catalog::family::{Family, Kind, Scale};
 
 /// Time on a CPU.
 pub static CPU: Family = Family {

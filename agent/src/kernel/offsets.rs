@@ -1,7 +1,7 @@
 //! In: the running kernel's BTF; out: the constants the programs need. Never guesses: a missing field is named.
 
-use super::{ALL, EventTwin, Field};
 use crate::btf::{Btf, BtfError};
+use crate::catalog::{EventTwin, Field, PROBES};
 
 /// Every field the programs load, with its names in the kernels we know, newest first.
 pub static FIELDS: &[Field] = &[
@@ -82,7 +82,7 @@ pub fn resolve(btf: &Btf) -> Result<Constants, BtfError> {
     let args = |hook: &str| btf.tracepoint_args(hook).map(Option::unwrap_or_default);
     values.push(("HAS_PREV_STATE", u32::from(args("sched_switch")? >= 4)));
     values.push(("HAS_GROUP_DEAD", u32::from(args("sched_process_exit")? >= 2)));
-    let twins = ALL.iter().flat_map(|probe| probe.hooks).filter_map(|hook| hook.event_twin.as_ref());
+    let twins = PROBES.iter().flat_map(|probe| probe.hooks).filter_map(|hook| hook.event_twin.as_ref());
     let events = twins.filter(|twin| has_its_field(btf, twin)).map(|twin| twin.program).collect();
     Ok(Constants { values, task_storage: has_task_storage(btf), preemptible: is_preemptible(btf)?, events })
 }
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn resolves_here() {
         let Ok(data) = std::fs::read("/sys/kernel/btf/vmlinux") else {
-            println!("SKIP probes::offsets::resolves_here: no /sys/kernel/btf/vmlinux here");
+            println!("SKIP kernel::offsets::resolves_here: no /sys/kernel/btf/vmlinux here");
             return;
         };
         let btf = Btf::parse(data).unwrap();
