@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::matrix::VARIANTS;
 use super::results::{Machine, Outcome, Verdict, checks};
-use crate::workspace;
+use crate::{tidy, workspace};
 
 /// Where it lies in the workspace.
 pub const PATH: &str = "docs/KERNELS.md";
@@ -57,7 +57,7 @@ const LEGEND: &str = "
 
 /// Writes the document. Returns whether it changed.
 pub fn write(machines: &[Machine]) -> Result<bool> {
-    workspace::write_if_changed(&workspace::root().join(PATH), render(machines).as_bytes())
+    workspace::write_if_changed(&workspace::root().join(PATH), tidy::wrap(&render(machines)).as_bytes())
 }
 
 /// How results deviate from the document. `whole`: whether they are of the whole matrix.
