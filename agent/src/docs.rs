@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use bytes::BytesMut;
 
+use crate::catalog;
 use crate::catalog::family::{Detail, Family, Kind, LE, WORKLOAD_LABELS};
-use crate::catalog::{self};
 use crate::config::{Config, DetailLevels};
 use crate::exposition::Format;
 use crate::kernel::OBJECT;
@@ -67,8 +67,12 @@ pub fn metrics_markdown() -> String {
     for probe in catalog::PROBES.iter().rev() {
         let _ = write!(
             out,
-            "\n### Probe `{}`: {}\n\nNeeds {}. Costs {}.\n\n",
-            probe.name, probe.summary, probe.needs, probe.cost
+            "\n### Probe `{}`: {}\n\n{}Needs {}. Costs {}.\n\n",
+            probe.name,
+            probe.summary,
+            if probe.by_default { "" } else { "Off by default: name it in `kernel.additional_probes`. " },
+            probe.needs,
+            probe.cost
         );
         out.push_str("| metric | type | labels | meaning |\n|---|---|---|---|\n");
         for family in probe.families {

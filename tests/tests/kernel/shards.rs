@@ -1,6 +1,7 @@
 //! Shards that CPUs share (many CPUs, little memory) and the batched read count exactly. Loads the kernel side itself.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::thread;
 use std::time::Duration;
 
@@ -8,11 +9,11 @@ use anyhow::{Context as _, ensure};
 use kernmeter::btf::Btf;
 use kernmeter::catalog;
 use kernmeter::config::{AttachMode, ReadMode};
-use kernmeter::drain::{Batch, Drain};
+use kernmeter::drain::{Batch, Delta, Drain, Subject};
 use kernmeter::host::{BTF_PATH, possible_cpus};
 use kernmeter::kernel::size::Plan;
 use kernmeter::kernel::{Kernel, offsets};
-use kernmeter_abi::{Total, syscall_key};
+use kernmeter_abi::{SlotRow, SyscallRow, Total, syscall_key};
 use kernmeter_tests::{Outcome, skip, trials};
 
 trials![cpus_share_a_shard, rows_are_read_by_batches];
@@ -42,7 +43,7 @@ fn count(shards: u32, mode: ReadMode) -> Outcome {
     let btf = Btf::parse(std::fs::read(BTF_PATH).context(BTF_PATH)?)?;
     let mut constants = offsets::resolve(&btf)?;
     constants.values.push(("HAS_PROBE_READ", 1));
-    let mut kernel = Kernel::load(plan, &constants, AttachMode::Auto)?;
+    let mut kernel = Kernel::load(plan, &constants, AttachMode::Auto, catalog::PROBES)?;
     let mut drain = Drain::open(&mut kernel, 1, mode)?;
     ensure!(drain.is_mapped() == (mode == ReadMode::Auto), "mapped: {}", drain.is_mapped());
     for probe in catalog::PROBES {
@@ -52,11 +53,18 @@ fn count(shards: u32, mode: ReadMode) -> Outcome {
     let mut calls: BTreeMap<u32, u64> = BTreeMap::new();
     let mut total = 0;
     let mut add = |batch: &Batch| {
-        for delta in &batch.syscalls {
-            *calls.entry(delta.syscall).or_default() += delta.row.calls;
-            total += delta.row.calls;
+        for Delta { subject, cells, .. } in batch.rows.iter() {
+            let kind = subject.kind();
+            match subject {
+                Subject::Syscall(syscall) => {
+                    let made = cells[kind.cell_of(offset_of!(SyscallRow, calls))];
+                    *calls.entry(syscall).or_default() += made;
+                    total += made;
+                }
+                Subject::Slot => total += cells[kind.cell_of(offset_of!(SlotRow, overflow_calls))],
+                Subject::Errno(..) => {}
+            }
         }
-        total += batch.slots.iter().map(|delta| delta.row.overflow_calls).sum::<u64>();
     };
     let workers: Vec<_> = (0..2)
         .map(|_| {
