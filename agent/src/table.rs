@@ -304,7 +304,6 @@ mod tests {
     use super::*;
     use crate::catalog::family::Detail;
     use crate::catalog::{self};
-    use crate::probes;
     use crate::registry::{Limits, TargetId};
 
     fn registry() -> (Registry, TargetId, TargetId) {

@@ -103,7 +103,7 @@ mod tests {
                 );
             }
             if family.kind == Kind::Histogram {
-                assert_eq!(family.scale, crate::catalog::family::Scale::NanosToSeconds);
+                assert_eq!(family.scale, family::Scale::NanosToSeconds);
             }
         }
         for probe in PROBES {
