@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use bytes::BytesMut;
 
 use crate::catalog::family::{Family, Kind, LE, WORKLOAD_LABELS};
-use crate::catalog::{self};
+use crate::catalog;
 use crate::exposition::Format;
 use crate::kernel::OBJECT;
 use crate::selfmetrics::SelfMetrics;

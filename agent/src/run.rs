@@ -12,10 +12,13 @@ use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::adapt::{Controller, Decision, Load, State};
+use crate::catalog::PROBES;
+use crate::catalog::quantity::TIMES;
 use crate::config::{Config, ConfigError};
-use crate::engine::{Engine, PodKnowledge, Report, StartError, probe_caveat, probe_failure};
+use crate::engine::{self, Engine, Report, StartError, probe_state};
 use crate::filewatch::FileWatch;
 use crate::host::possible_cpus;
+use crate::identity::PodKnowledge;
 use crate::identity::pods::Event;
 use crate::kernel::KernelLog;
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
@@ -24,7 +27,7 @@ use crate::selfmetrics::process::read_process_stats;
 use crate::selfmetrics::{HostReadings, IntervalState, MapUsage, PodSource, ProbeState, SelfMetrics};
 use crate::serve::{AppState, Limits, ServeError, Server};
 use crate::web::Watched;
-use crate::{catalog, known, privileges, table};
+use crate::{known, privileges, table};
 
 /// The binary's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -101,7 +104,7 @@ pub async fn run(
             .borrow_mut()
             .kernel_mut()
             .take_log()
-            .map_err(|reason| tracing::warn!(reason, "the kernel side's log cannot be read"))
+            .map_err(|reason| tracing::warn!(%reason, "the kernel side's log cannot be read"))
             .ok(),
     };
     metering.drain();
@@ -114,7 +117,7 @@ pub async fn run(
         version = VERSION,
         address = %address,
         path = config.web.telemetry_path,
-        probes = catalog::PROBES.len(),
+        probes = PROBES.len(),
         "listening"
     );
     sd_ready();
@@ -282,9 +285,8 @@ impl Metering {
         self.own.observe_drain(report.took);
         self.own.set_accounting_error(report.error_ratio(self.cpus));
         let batch = engine.batch();
-        let totals = |nanoseconds: bool| {
-            Total::ALL.iter().filter(move |total| total.as_str().ends_with("_ns") == nanoseconds)
-        };
+        let totals =
+            |nanoseconds: bool| Total::ALL.iter().filter(move |total| TIMES.contains(total) == nanoseconds);
         let events: Vec<_> =
             totals(false).map(|total| (total.as_str(), batch.totals_after[*total as usize])).collect();
         self.own.set_kernel_events(&events);
@@ -363,15 +365,16 @@ impl Metering {
     fn tell_probes(&self) {
         let engine = self.engine.borrow();
         let hooks = engine.kernel().hooks();
-        let failures: Vec<_> = catalog::PROBES.iter().map(|probe| probe_failure(hooks, probe.name)).collect();
-        let caveats: Vec<_> = catalog::PROBES.iter().map(|probe| probe_caveat(hooks, probe.name)).collect();
-        let states: Vec<_> = catalog::PROBES
+        let known: Vec<_> = PROBES.iter().map(|probe| (probe.name, probe_state(hooks, probe))).collect();
+        let states: Vec<_> = known
             .iter()
-            .zip(failures.iter().zip(&caveats))
-            .map(|(probe, (failure, caveat))| ProbeState {
-                probe: probe.name,
-                detached: failure.as_deref(),
-                caveat: caveat.as_deref(),
+            .filter_map(|(probe, state)| {
+                let (detached, caveat) = match state {
+                    engine::ProbeState::Off => return None,
+                    engine::ProbeState::Attached(caveat) => (None, caveat.as_deref()),
+                    engine::ProbeState::Failed(reason) => (Some(reason.as_str()), None),
+                };
+                Some(ProbeState { probe, detached, caveat })
             })
             .collect();
         self.own.set_probes(&states);

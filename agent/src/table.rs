@@ -7,8 +7,8 @@ use std::time::Duration;
 use kernmeter_abi::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
 use serde::Serialize;
 
-use crate::catalog::family::Family;
-use crate::catalog::{process, scheduler, syscalls};
+use crate::catalog::Family;
+use crate::catalog::probes::{BLOCKED, CALLS, CPU, DURATION, ERRORS, TASKS, WAIT};
 use crate::registry::Registry;
 
 /// What the table is sorted by, largest first.
@@ -43,15 +43,7 @@ pub struct Look {
     series: Vec<BTreeMap<Vec<u8>, Counts>>,
 }
 
-static FAMILIES: [&Family; 7] = [
-    &scheduler::CPU,
-    &scheduler::WAIT,
-    &scheduler::BLOCKED,
-    &syscalls::CALLS,
-    &syscalls::ERRORS,
-    &syscalls::DURATION,
-    &process::TASKS,
-];
+static FAMILIES: [&Family; 7] = [&CPU, &WAIT, &BLOCKED, &CALLS, &ERRORS, &DURATION, &TASKS];
 
 impl Look {
     /// Copies what the table needs.
@@ -154,7 +146,7 @@ impl Table {
         for (index, family) in FAMILIES.iter().enumerate() {
             let mut by_tenant: BTreeMap<String, BTreeMap<String, Counts>> = BTreeMap::new();
             for (labels, now) in &after.series[index] {
-                let change = if *family == &process::TASKS {
+                let change = if *family == &TASKS {
                     now.clone()
                 } else {
                     difference(now, before.series[index].get(labels))
@@ -269,19 +261,19 @@ fn fill(row: &mut Row, family: &'static Family, calls: &BTreeMap<String, Counts>
     };
     let p99 = |counts: &Counts| counts.buckets.as_ref().and_then(|b| quantile(b, 0.99)).unwrap_or(0.0);
     match family.name {
-        name if name == scheduler::CPU.name => row.cpu_seconds = seconds,
-        name if name == scheduler::WAIT.name => {
+        name if name == CPU.name => row.cpu_seconds = seconds,
+        name if name == WAIT.name => {
             let buckets = calls.values().find_map(|counts| counts.buckets.as_ref());
             row.runqueue_wait_p50_seconds = buckets.and_then(|buckets| quantile(buckets, 0.5));
             row.runqueue_wait_p99_seconds = buckets.and_then(|buckets| quantile(buckets, 0.99));
         }
-        name if name == scheduler::BLOCKED.name => {
+        name if name == BLOCKED.name => {
             row.blocked_seconds = seconds;
             row.blocked_on = top(&|counts| counts.number as f64 / 1e9);
         }
-        name if name == syscalls::CALLS.name => row.syscalls = sum,
-        name if name == syscalls::ERRORS.name => row.errors = sum,
-        name if name == syscalls::DURATION.name => row.slowest = top(&p99),
+        name if name == CALLS.name => row.syscalls = sum,
+        name if name == ERRORS.name => row.errors = sum,
+        name if name == DURATION.name => row.slowest = top(&p99),
         _ => row.tasks = (sum as i64).max(0) as u64,
     }
 }
@@ -303,7 +295,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::family::Detail;
-    use crate::catalog::{self};
+    use crate::catalog;
     use crate::registry::{Limits, TargetId};
 
     fn registry() -> (Registry, TargetId, TargetId) {
@@ -320,20 +312,20 @@ mod tests {
     #[test]
     fn a_table_of_what_happened_between_two_looks() {
         let (mut registry, a, b) = registry();
-        registry.add(a, &scheduler::CPU, &[], 7_000_000_000);
-        registry.add(a, &syscalls::CALLS, &["read", "x86_64"], 1000);
+        registry.add(a, &CPU, &[], 7_000_000_000);
+        registry.add(a, &CALLS, &["read", "x86_64"], 1000);
         let before = Look::take(&registry);
-        registry.add(a, &scheduler::CPU, &[], 1_000_000_000);
-        registry.add(a, &syscalls::CALLS, &["read", "x86_64"], 10);
-        registry.add(a, &syscalls::CALLS, &["read", "ia32"], 10);
-        registry.add(a, &syscalls::ERRORS, &["read", "x86_64", "EIO"], 4);
-        registry.add(a, &scheduler::BLOCKED, &["futex", "x86_64"], 500_000_000);
+        registry.add(a, &CPU, &[], 1_000_000_000);
+        registry.add(a, &CALLS, &["read", "x86_64"], 10);
+        registry.add(a, &CALLS, &["read", "ia32"], 10);
+        registry.add(a, &ERRORS, &["read", "x86_64", "EIO"], 4);
+        registry.add(a, &BLOCKED, &["futex", "x86_64"], 500_000_000);
         let mut buckets = [0; BUCKETS];
         buckets[kernmeter_abi::histogram::bucket_of(1_000_000)] = 99;
         buckets[kernmeter_abi::histogram::bucket_of(1_000_000_000)] = 1;
-        registry.observe(a, &scheduler::WAIT, &[], &buckets, 1);
-        registry.observe(a, &syscalls::DURATION, &["read", "x86_64"], &buckets, 1);
-        registry.add(b, &process::TASKS, &[], 2);
+        registry.observe(a, &WAIT, &[], &buckets, 1);
+        registry.observe(a, &DURATION, &["read", "x86_64"], &buckets, 1);
+        registry.add(b, &TASKS, &[], 2);
         let mut table = Table::between(&before, &Look::take(&registry), Duration::from_secs(2));
         table.sort(Sort::Cpu);
         assert_eq!(table.tenants.len(), 2);

@@ -156,6 +156,8 @@ pub struct Kernel {
     pub read: ReadMode,
     /// Probes without which the agent does not start.
     pub required_probes: Vec<String>,
+    /// Probes that are off by default and run here.
+    pub additional_probes: Vec<String>,
 }
 
 /// `detail`.
@@ -302,6 +304,7 @@ impl Default for Config {
                 attach: AttachMode::Auto,
                 read: ReadMode::Auto,
                 required_probes: Vec::new(),
+                additional_probes: Vec::new(),
             },
             drain: adapt::Settings::default(),
             detail: DetailLevels { default: Detail::Namespace, families: BTreeMap::new() },

@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "kernel.attach",
     "kernel.read",
     "kernel.required_probes",
+    "kernel.additional_probes",
     "drain.intervals.relaxed",
     "drain.intervals.normal",
     "drain.intervals.stressed",
@@ -193,7 +194,7 @@ fn values_arrive() {
     let config = good(
         "web: {listen_address: ':9', telemetry_path: /m, max_connections: 1}
 log: {level: trace, format: json}
-kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, attach: raw, read: batch, required_probes: [scheduler, scheduler]}
+kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, attach: raw, read: batch, required_probes: [scheduler, scheduler], additional_probes: [syscalls]}
 drain:
   intervals: {relaxed: 100ms, normal: 1s, stressed: 5m}
   cpu: {low: 10, high: 90.5}
@@ -240,6 +241,7 @@ kubernetes:
             attach: AttachMode::Raw,
             read: ReadMode::Batch,
             required_probes: vec!["scheduler".into()],
+            additional_probes: vec!["syscalls".into()],
         }
     );
     let expected = adapt::Settings {
