@@ -11,7 +11,7 @@ use std::time::Duration;
 use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::adapt::{Controller, Decision, Load, State};
+use crate::adapt::{Controller, Decision, Load};
 use crate::config::{Config, ConfigError};
 use crate::engine::{Engine, PodKnowledge, Report, StartError, probe_caveat, probe_failure};
 use crate::filewatch::FileWatch;
@@ -21,7 +21,7 @@ use crate::kernel::KernelLog;
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
 use crate::lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns};
 use crate::selfmetrics::process::read_process_stats;
-use crate::selfmetrics::{HostReadings, IntervalState, MapUsage, PodSource, ProbeState, SelfMetrics};
+use crate::selfmetrics::{HostReadings, MapUsage, PodSource, ProbeState, SelfMetrics};
 use crate::serve::{AppState, Limits, ServeError, Server};
 use crate::web::Watched;
 use crate::{catalog, known, privileges, table};
@@ -381,6 +381,8 @@ impl Metering {
     fn read_load(&mut self) -> Decision {
         match self.load.read() {
             Ok(Some(reading)) => {
+                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
+                let reading = self.controller.smoothed().unwrap_or(reading);
                 let psi = reading.psi.map(|psi| {
                     [("cpu", psi.cpu / 100.0), ("memory", psi.memory / 100.0), ("io", psi.io / 100.0)]
                 });
@@ -389,13 +391,12 @@ impl Metering {
                     memory_available: reading.memory_available_percent / 100.0,
                     pressure: psi.as_ref().map_or(&[], |psi| psi.as_slice()),
                 });
-                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
                 if decision.changed {
                     tracing::info!(
                         state = decision.state.as_str(),
                         interval = ?decision.interval,
-                        signal = decision.signal,
-                        reason = decision.reason,
+                        signal = decision.signal.as_str(),
+                        reason = decision.reason(),
                         "drain interval changed"
                     );
                 }
@@ -411,12 +412,7 @@ impl Metering {
     }
 
     fn tell_interval(&self, decision: &Decision) {
-        let state = match decision.state {
-            State::Relaxed => IntervalState::Relaxed,
-            State::Normal => IntervalState::Normal,
-            State::Stressed => IntervalState::Stressed,
-        };
-        self.own.set_interval(decision.interval, state);
+        self.own.set_interval(decision.interval, decision.state);
     }
 
     fn watchdog(&self) {

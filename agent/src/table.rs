@@ -302,9 +302,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::catalog;
     use crate::catalog::family::Detail;
-    use crate::catalog::{self};
-    use crate::probes;
     use crate::registry::{Limits, TargetId};
 
     fn registry() -> (Registry, TargetId, TargetId) {

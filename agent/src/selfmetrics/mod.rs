@@ -21,6 +21,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use table::{Table, Value};
 
+use crate::adapt::LoadState;
 use crate::exposition::{Format, encode_snapshot, finish};
 use crate::registry::Snapshot;
 
@@ -29,17 +30,6 @@ const DRAIN_BOUNDS: [f64; 11] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 
 
 /// Bounds of the histogram of pod lists, seconds: from a small node beside its API server to a large one far away.
 const SYNC_BOUNDS: [f64; 9] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
-
-/// The state of the drain interval's controller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IntervalState {
-    /// The host has room: the short interval.
-    Relaxed,
-    /// Neither.
-    Normal,
-    /// The host is short of CPU or memory: the long interval.
-    Stressed,
-}
 
 /// Whether a probe runs.
 #[derive(Clone, Copy, Debug)]
@@ -171,11 +161,11 @@ tables! {
     interval_state: Gauge "kernmeter_interval_state" [""] ["state"]
         "State of the interval's controller: 1 for the present one.";
     host_cpu: Gauge "kernmeter_host_cpu_utilization" ["ratio"] []
-        "Share of the host's CPU time in use, as the interval's controller sees it.";
+        "Share of the host's CPU time in use, smoothed over some 5 s as the interval's controller sees it.";
     host_memory: Gauge "kernmeter_host_memory_available" ["ratio"] []
-        "Share of the host's memory that is available, as the interval's controller sees it.";
+        "Share of the host's memory that is available, smoothed over some 5 s as the interval's controller sees it.";
     host_pressure: Gauge "kernmeter_host_pressure" ["ratio"] ["resource"]
-        "Share of time in which some task waited for the resource.";
+        "Share of the last ten seconds in which some task waited for the resource.";
     snapshot_age: Gauge "kernmeter_snapshot_age" ["seconds"] []
         "Time between reading the kernel and writing these samples.";
     series: Gauge "kernmeter_series" [""] ["tenant_id"] "Series exposed for the tenant.";
@@ -349,14 +339,9 @@ impl SelfMetrics {
     }
 
     /// The present drain interval and the controller's state.
-    pub fn set_interval(&self, interval: Duration, state: IntervalState) {
+    pub fn set_interval(&self, interval: Duration, state: LoadState) {
         self.tables().interval.set(interval.as_secs_f64());
-        let states = [
-            ("relaxed", IntervalState::Relaxed),
-            ("normal", IntervalState::Normal),
-            ("stressed", IntervalState::Stressed),
-        ];
-        let rows = states.map(|(name, s)| ([name], Value::Integer(u64::from(s == state))));
+        let rows = LoadState::ALL.map(|s| ([s.as_str()], Value::Integer(u64::from(s == state))));
         self.tables().interval_state.replace(rows);
     }
 
@@ -420,7 +405,7 @@ impl SelfMetrics {
             last_event_age: Some(Duration::ZERO),
             handler_max: Duration::ZERO,
         });
-        self.set_interval(Duration::ZERO, IntervalState::Normal);
+        self.set_interval(Duration::ZERO, LoadState::Normal);
         self.set_host(&HostReadings { cpu_utilization: 0.0, memory_available: 0.0, pressure: &[("", 0.0)] });
         self.set_series([("", 0)]);
         self.set_series_limited(0);

@@ -15,7 +15,7 @@ fn filled() -> SelfMetrics {
     own.set_slots(100, 20, 3);
     own.set_unresolved_slots(2);
     own.observe_drain(Duration::from_micros(700));
-    own.set_interval(Duration::from_secs(15), IntervalState::Normal);
+    own.set_interval(Duration::from_secs(15), LoadState::Normal);
     let pressure = [("cpu", 0.25), ("memory", 0.0)];
     own.set_host(&HostReadings { cpu_utilization: 0.5, memory_available: 0.75, pressure: &pressure });
     own.set_series([("acme", 40), ("_host", 12)]);
