@@ -71,11 +71,7 @@ pub async fn run(
     show: bool,
 ) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
-    let wanted = config.web.listen_address;
-    // A host without IPv6 has no `::`: asked for as `:PORT`, the server falls back to every IPv4 address.
-    let any = wanted.ip() == std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-    let address = if any { format!(":{}", wanted.port()) } else { wanted.to_string() };
-    let server = Server::bind(&address)?
+    let server = Server::bind(config.web.listen_address)?
         .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (engine, pods) = start(&config)?;

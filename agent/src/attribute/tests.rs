@@ -84,11 +84,7 @@ fn counts(slot: u32, calls: u64) -> Batch {
 }
 
 fn calls(registry: &Registry) -> Vec<(String, u64)> {
-    let mut found = Vec::new();
-    registry.visit(&syscalls::CALLS, |labels, value, _| {
-        found.push((String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(), value));
-    });
-    found
+    registry.series(&syscalls::CALLS).map(|series| (series.tenant.to_owned(), series.number)).collect()
 }
 
 #[test]
@@ -161,11 +157,7 @@ fn balances_tell_how_far_off() {
 }
 
 fn tasks(registry: &Registry) -> Vec<(String, u64)> {
-    let mut found = Vec::new();
-    registry.visit(&process::TASKS, |labels, value, _| {
-        found.push((String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(), value));
-    });
-    found
+    registry.series(&process::TASKS).map(|series| (series.tenant.to_owned(), series.number)).collect()
 }
 
 #[test]
