@@ -181,6 +181,9 @@ pub fn rebind(state: &mut TaskState, task: Task) {
         if slot != state.slot {
             slot::move_task(Some(state.slot), Some(slot));
             state.slot = slot;
+            // The slot that was left, and its rows, may be given to others once no task is bound to it. A bound task keeps
+            // both, so that what it remembers of its own slot stays true.
+            state.rows = [0; REMEMBERED_ROWS];
         }
     }
 }

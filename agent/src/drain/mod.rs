@@ -360,7 +360,8 @@ impl Drain {
                     let _ = self.cgroups.remove(&id);
                     self.lives[slot as usize] = Life::Closing(self.pass);
                 }
-                Life::Closing(since) if since < self.pass => {
+                // A task may have been bound between the last look and the removal of the entry.
+                Life::Closing(since) if since < self.pass && self.shadow.tasks(slot) == 0 => {
                     self.free(slot)?;
                     batch.freed.push(slot);
                 }

@@ -14,6 +14,7 @@ mod interval;
 mod latency;
 mod lifecycle;
 mod limits;
+mod moves;
 mod processes;
 mod prometheus;
 mod shards;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     let trials = [
         counting::trials(),
         abi::trials(),
+        moves::trials(),
         processes::trials(),
         time::trials(),
         latency::trials(),
