@@ -134,12 +134,15 @@ fn charge_blocked(state: &TaskState, ns: u64) {
     }
 }
 
-/// Notes when a task became runnable; false if it has no state.
+/// Notes when a task became runnable; false if it has no state. One that was preempted on its way to sleep has been runnable
+/// since then: being woken adds nothing.
 #[inline(always)]
 fn woken(task: Task) -> bool {
     let Some(state) = task::find(task) else { return false };
-    // SAFETY: the helper takes nothing.
-    state.wake_ns = unsafe { bpf_ktime_get_ns() };
+    if state.wake_ns == 0 {
+        // SAFETY: the helper takes nothing.
+        state.wake_ns = unsafe { bpf_ktime_get_ns() };
+    }
     true
 }
 

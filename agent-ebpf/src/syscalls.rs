@@ -81,6 +81,12 @@ pub fn event_sys_exit(ctx: *mut c_void) -> u32 {
     event::KEEP
 }
 
+/// The error a call returned; 0 for none.
+#[inline(always)]
+fn errno_of(ret: i64) -> u32 {
+    if (-MAX_ERRNO..0).contains(&ret) { -ret as u32 } else { 0 }
+}
+
 #[inline(always)]
 fn exit(ret: i64) {
     // SAFETY: the helper takes nothing.
@@ -107,7 +113,10 @@ fn exit(ret: i64) {
         row::lose(Loss::ClockBackwards);
         0
     };
-    let errno = if (-MAX_ERRNO..0).contains(&ret) { -ret as u32 } else { 0 };
+    let mut errno = errno_of(ret);
+    if errno != 0 && syscall_key::is_sigreturn(state.syscall) {
+        errno = 0;
+    }
     if errno != 0 {
         row::count(Total::SyscallError, 1);
     }

@@ -13,7 +13,7 @@ pub fn getppid(times: u64) {
 }
 
 /// `getpriority` so many times: a call that neither the C library nor a container runtime makes by itself.
-fn getpriority(times: u64) {
+pub fn getpriority(times: u64) {
     for _ in 0..times {
         // SAFETY: getpriority of the caller itself takes two integers and changes nothing.
         unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
