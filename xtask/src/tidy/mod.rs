@@ -67,7 +67,7 @@ pub fn documents(root: &Path) -> Result<Vec<(String, String)>> {
 /// Files of the eBPF programs.
 pub fn programs(root: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    collect(&root.join("agent-ebpf/src"), &mut files)?;
+    collect(&root.join("agent-ebpf/src"), "rs", &mut files)?;
     Ok(files)
 }
 
