@@ -111,6 +111,10 @@ rows! {
         pub overflow_done: u64,
         /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
         pub overflow_blocked_ns: u64,
+        /// Page faults taken in user mode (`page_fault_user`, interrupts off).
+        pub faults_user: u64,
+        /// Page faults taken in kernel mode (`page_fault_kernel`, interrupts off).
+        pub faults_kernel: u64,
         /// Run-queue waits by duration. Wraps at 2^32: readers take differences.
         pub wait_buckets: [u32; histogram::BUCKETS],
     }
@@ -122,7 +126,7 @@ rows! {
     }
 }
 const _: () = assert!(size_of::<SyscallRow>() == 504);
-const _: () = assert!(size_of::<SlotRow>() == 600);
+const _: () = assert!(size_of::<SlotRow>() == 616);
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -305,6 +309,10 @@ numbered! {
         CgroupRmdir = "cgroup_rmdir",
         /// Moves of a task or a process between cgroups.
         Moved = "moved",
+        /// Page faults taken in user mode.
+        FaultsUser = "faults_user",
+        /// Page faults taken in kernel mode.
+        FaultsKernel = "faults_kernel",
     }
 }
 

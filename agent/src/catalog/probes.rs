@@ -11,7 +11,7 @@ use super::family::{Family, Scale};
 use super::probe::{Hook, Probe, Stage};
 
 /// Every probe, in the order they are attached.
-pub static PROBES: &[&Probe] = &[&CGROUP, &PROCESS, &SCHEDULER, &SYSCALLS];
+pub static PROBES: &[&Probe] = &[&CGROUP, &PROCESS, &SCHEDULER, &FAULTS, &SYSCALLS];
 
 /// Totals that no tenant is billed for, and how they are scaled.
 pub static UNBILLED: &[(Total, Scale)] = &[
@@ -190,6 +190,43 @@ pub static SCHEDULER: Probe = Probe {
         number!(Slot, SlotRow.blocked_other_ns => BLOCKED [Label::Fixed("none"), Label::Fixed("none")],
             BLOCKED_TIME),
         number!(Slot, SlotRow.overflow_blocked_ns => BLOCKED [NO_ROW, NO_ROW], BLOCKED_TIME),
+    ],
+};
+
+/// Page faults.
+pub static PAGE_FAULTS: Family = Family::counter(
+    "kernmeter_page_faults",
+    "Page faults, by the mode they were taken in: `kernel` when the kernel touches a process's memory for it, as read(2) \
+     does. Faults that end in a signal and faults that are tried again count each time; whether a page had to be read from \
+     disk is not told.",
+)
+.by(&["mode"]);
+
+static ALL_FAULTS: Quantity =
+    Quantity { name: "page_faults", totals: &[Total::FaultsUser, Total::FaultsKernel] };
+
+/// Page faults.
+pub static FAULTS: Probe = Probe {
+    name: "faults",
+    summary: "page faults, by the mode they were taken in",
+    needs: NEEDS_TASK_STATE,
+    cost: "about 40 ns per page fault on a 2-core VM, where one takes about 1 us",
+    stage: Stage::Events,
+    by_default: false,
+    hooks: &[
+        Hook::new(
+            "page_fault_user",
+            "page_fault_user(unsigned long address, struct pt_regs *regs, unsigned long error_code), since 3.13",
+        ),
+        Hook::new(
+            "page_fault_kern",
+            "page_fault_kernel(unsigned long address, struct pt_regs *regs, unsigned long error_code), since 3.13",
+        ),
+    ],
+    families: &[&PAGE_FAULTS],
+    columns: &[
+        number!(Slot, SlotRow.faults_user => PAGE_FAULTS [Label::Fixed("user")], ALL_FAULTS),
+        number!(Slot, SlotRow.faults_kernel => PAGE_FAULTS [Label::Fixed("kernel")], ALL_FAULTS),
     ],
 };
 
