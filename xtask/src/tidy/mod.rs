@@ -64,6 +64,13 @@ pub fn documents(root: &Path) -> Result<Vec<(String, String)>> {
     files.iter().map(read).collect()
 }
 
+/// Files of the eBPF programs.
+pub fn programs(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    collect(&root.join("agent-ebpf/src"), "rs", &mut files)?;
+    Ok(files)
+}
+
 fn collect(folder: &Path, extension: &str, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read \"{}\"", folder.display()))?;
     for entry in entries {
