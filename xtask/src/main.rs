@@ -9,6 +9,7 @@ mod deb;
 mod debian;
 mod docs;
 mod image;
+mod miri;
 mod setup;
 mod summary;
 mod test;
@@ -49,7 +50,7 @@ enum Task {
     /// Measure what metering costs on this machine (as root)
     Bench(bench::Arguments),
     /// Formatting, lints, house rules, generated files, licences and advisories
-    Check,
+    Check(check::Arguments),
     /// Generate METRICS.md, and on request the man page and shell completions
     Docs(docs::Arguments),
     /// Run the agent on many kernels in virtual machines (needs no root, no KVM)
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => agent::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Task::Check => Ok(check::run()),
+        Task::Check(arguments) => check::run(&arguments),
         Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Vm(arguments) => vm::run(&arguments),
     };

@@ -1,60 +1,41 @@
 //! In: sources and the eBPF object; out: complaints, each with its place and what the rule is. Mends nothing.
 
+mod circles;
 mod code;
+mod imports;
 mod object;
+mod paths;
+mod placement;
 mod rooms;
+mod source;
 mod unsafety;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 pub use object::check as object;
+use source::Source;
 
 /// Folders with our own Rust sources.
 const PACKAGES: [&str; 4] = ["agent", "agent-ebpf", "tests", "xtask"];
 
-/// A source file of ours.
-struct Source {
-    /// Relative to the workspace, with `/`.
-    path: String,
-    text: String,
-    /// The text with comments and the contents of literals blanked, line for line.
-    code: String,
-}
-
 /// Checks every source file of the workspace.
 pub fn sources(root: &Path) -> Result<Vec<String>> {
-    let mut files = Vec::new();
+    let mut sources = Vec::new();
     for package in PACKAGES {
-        collect(&root.join(package), &mut files)?;
+        sources.extend(source::read(root, package)?);
     }
-    files.sort();
     let mut complaints = Vec::new();
-    for file in files {
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("cannot read \"{}\"", file.display()))?;
-        let path = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
-        let source = Source { path, code: code::blank(&text), text };
-        header(&source, &mut complaints);
-        unsafety::check(&source, &mut complaints);
-        rooms::check(&source, &mut complaints);
+    for source in &sources {
+        header(source, &mut complaints);
+        imports::check(source, &mut complaints);
+        placement::check(source, &mut complaints);
+        unsafety::check(source, &mut complaints);
+        rooms::check(source, &mut complaints);
     }
+    rooms::check_table(&sources, &mut complaints);
+    circles::check(&sources, &mut complaints);
     Ok(complaints)
-}
-
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read \"{}\"", folder.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        if kind.is_dir() && entry.file_name() != "target" {
-            collect(&path, files)?;
-        } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn header(source: &Source, complaints: &mut Vec<String>) {
