@@ -294,8 +294,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::catalog::family::Detail;
     use crate::catalog;
+    use crate::catalog::family::Detail;
     use crate::registry::{Limits, TargetId};
 
     fn registry() -> (Registry, TargetId, TargetId) {

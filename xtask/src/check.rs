@@ -16,7 +16,7 @@ enum Verdict {
 type Check = (&'static str, fn() -> Result<Verdict>);
 
 /// Cheap and telling first. Those after `the eBPF object builds` need that object.
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("formatting", formatting),
     ("house rules", house_rules),
     ("the eBPF object builds", object_builds),
@@ -24,6 +24,7 @@ const CHECKS: [Check; 8] = [
     ("lints", lints),
     ("METRICS.md", metrics),
     ("undefined behaviour", undefined_behaviour),
+    ("console blocks of the documents", console),
     ("licences and advisories", dependencies),
 ];
 
@@ -38,7 +39,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref().unwrap_or_default();
     let chosen: Vec<Check> = CHECKS.into_iter().filter(|(name, _)| name.contains(filter)).collect();
     if chosen.is_empty() {
-        bail!("no check's name contains \"{filter}\"; there are: {}", CHECKS.map(|(name, _)| name).join(", "));
+        bail!(
+            "no check's name contains \"{filter}\"; there are: {}",
+            CHECKS.map(|(name, _)| name).join(", ")
+        );
     }
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let mut notes = Vec::new();
@@ -132,6 +136,10 @@ fn undefined_behaviour() -> Result<Verdict> {
     }
     miri::run()?;
     Ok(Verdict::Passed)
+}
+
+fn console() -> Result<Verdict> {
+    Ok(docs::check_console(&agent::release()?)?.map_or(Verdict::Passed, Verdict::Skipped))
 }
 
 fn dependencies() -> Result<Verdict> {

@@ -10,6 +10,7 @@ mod debian;
 mod docs;
 mod image;
 mod miri;
+mod scene;
 mod setup;
 mod summary;
 mod test;
@@ -51,8 +52,10 @@ enum Task {
     Bench(bench::Arguments),
     /// Formatting, lints, house rules, generated files, licences and advisories
     Check(check::Arguments),
-    /// Generate METRICS.md, and on request the man page and shell completions
+    /// Generate METRICS.md, and on request the man page, shell completions and the documents' console blocks
     Docs(docs::Arguments),
+    /// Three small tenants at work, to look at while they last (as root)
+    Scene(scene::Arguments),
     /// Run the agent on many kernels in virtual machines (needs no root, no KVM)
     Vm(vm::Arguments),
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Check(arguments) => check::run(&arguments),
         Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Scene(arguments) => scene::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Vm(arguments) => vm::run(&arguments),
     };
     result.unwrap_or_else(|error| {

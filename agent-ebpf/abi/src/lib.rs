@@ -222,17 +222,21 @@ pub fn is_workload_name(len: usize, byte: impl Fn(usize) -> u8) -> bool {
 }
 
 macro_rules! numbered {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)* }) => {
         $(#[$meta])*
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vmeta])* $variant,)* }
+        pub enum $name { $($(#[doc = $doc])+ $variant,)* }
         impl $name {
             /// Every value, in index order.
             pub const ALL: &[$name] = &[$($name::$variant,)*];
             /// The name used in metrics and logs.
             pub const fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $text,)* }
+            }
+            /// What it means, as METRICS.md says it: the value's own documentation.
+            pub const fn meaning(self) -> &'static str {
+                match self { $($name::$variant => concat!($($doc),+).trim_ascii(),)* }
             }
         }
     };

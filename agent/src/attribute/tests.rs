@@ -5,8 +5,8 @@ use std::cell::{Cell, RefCell};
 use kernmeter_abi::{ErrnoRow, SlotRow, SyscallRow};
 
 use super::*;
-use crate::catalog::family::Detail;
 use crate::catalog;
+use crate::catalog::family::Detail;
 use crate::drain::{Birth, Subject};
 use crate::registry::Limits;
 

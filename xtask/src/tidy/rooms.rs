@@ -48,7 +48,7 @@ const ROOMS: &[Room] = &[
     room("serve", &["exposition", "registry", "selfmetrics", "web"]),
     room("table", &["catalog", "registry"]),
     room("log", &["config"]),
-    room("docs", &["catalog", "exposition", "kernel", "selfmetrics"]),
+    room("docs", &["catalog", "config", "exposition", "kernel", "selfmetrics"]),
 ];
 
 /// Files that wire the rooms and may name all of them, but not `aya`.

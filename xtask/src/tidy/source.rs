@@ -1,9 +1,4 @@
-//! In: a folder; out: the Rust sources below it, read and lexed. Knows no rule.
-
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result};
+//! In: a Rust file; out: its text, and the code in it without comments, literals and, on request, unit tests. Knows no rule.
 
 use super::code;
 
@@ -34,33 +29,4 @@ impl Source {
         let tests = self.code.find("#[cfg(test)]\nmod tests {");
         &self.code[..tests.unwrap_or(self.code.len())]
     }
-}
-
-/// Reads every source file below `folder`, in order of their paths.
-pub fn read(root: &Path, folder: &str) -> Result<Vec<Source>> {
-    let mut files = Vec::new();
-    collect(&root.join(folder), &mut files)?;
-    files.sort();
-    files
-        .iter()
-        .map(|file| {
-            let text =
-                fs::read_to_string(file).with_context(|| format!("cannot read \"{}\"", file.display()))?;
-            Ok(Source::new(file.strip_prefix(root).unwrap_or(file).to_string_lossy(), text))
-        })
-        .collect()
-}
-
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read \"{}\"", folder.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        if kind.is_dir() && entry.file_name() != "target" {
-            collect(&path, files)?;
-        } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    Ok(())
 }
