@@ -2,25 +2,20 @@
 
 use std::fmt::Write as _;
 
-use bytes::BytesMut;
-
 use crate::catalog;
-use crate::catalog::family::{Detail, Family, Kind, LE, WORKLOAD_LABELS};
+use crate::catalog::family::{Detail, Family, LE, WORKLOAD_LABELS};
 use crate::config::{Config, DetailLevels};
-use crate::exposition::Format;
+use crate::exposition::{Format, Metadata, MetricKind};
 use crate::kernel::OBJECT;
-use crate::selfmetrics::SelfMetrics;
+use crate::selfmetrics::{DECLARED, Declaration};
 
-fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-        Kind::Histogram => "histogram",
-    }
+/// The type of a family as text 0.0.4 calls it: what every tool knows.
+fn kind(kind: impl Into<MetricKind>) -> &'static str {
+    kind.into().as_str(Format::Text004)
 }
 
 fn sample_name(family: &Family) -> String {
-    format!("{}{}", family.name, if family.kind == Kind::Counter { "_total" } else { "" })
+    Metadata::from(family).sample_name()
 }
 
 /// The level of detail that families have unless the configuration says otherwise, as METRICS.md tells it.
@@ -88,8 +83,10 @@ pub fn metrics_markdown() -> String {
         }
     }
     out.push_str("\n## The agent's own metrics\n\n| metric | type | meaning |\n|---|---|---|\n");
-    for (name, kind, help) in own_families() {
-        let _ = writeln!(out, "| `{name}` | {kind} | {} |", help.replace('|', "\\|"));
+    for Declaration { metadata, .. } in &DECLARED {
+        let (name, kind, help) =
+            (metadata.sample_name(), kind(metadata.kind), metadata.help.replace('|', "\\|"));
+        let _ = writeln!(out, "| `{name}` | {kind} | {help} |");
     }
     out.push_str("\nReasons of `kernmeter_events_lost_total{stage=\"kernel\"}`:\n\n");
     for loss in kernmeter_abi::Loss::ALL {
@@ -100,31 +97,6 @@ pub fn metrics_markdown() -> String {
          missing from every count.\n",
     );
     out
-}
-
-/// Name, type and help of the agent's own families, as they describe themselves.
-fn own_families() -> Vec<(String, String, String)> {
-    let own = SelfMetrics::new("", "");
-    own.fill_for_docs();
-    let mut text = BytesMut::new();
-    own.encode(Format::Text004, 1, 1, &mut text);
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let mut families = Vec::new();
-    for line in text.lines() {
-        let mut words = line.splitn(4, ' ');
-        match (words.next(), words.next(), words.next(), words.next()) {
-            (Some("#"), Some("HELP"), Some(name), help) => {
-                families.push((name.to_owned(), String::new(), help.unwrap_or_default().to_owned()));
-            }
-            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
-                if let Some(family) = families.iter_mut().find(|family| family.0 == name) {
-                    kind.clone_into(&mut family.1);
-                }
-            }
-            _ => {}
-        }
-    }
-    families
 }
 
 /// Instructions of each program in the embedded object, by name.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::adapt::{Controller, Decision, Load, State};
+use crate::adapt::{Controller, Decision, Load};
 use crate::catalog::PROBES;
 use crate::catalog::quantity::TIMES;
 use crate::config::{Config, ConfigError};
@@ -24,7 +24,7 @@ use crate::kernel::KernelLog;
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
 use crate::lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns};
 use crate::selfmetrics::process::read_process_stats;
-use crate::selfmetrics::{HostReadings, IntervalState, MapUsage, PodSource, ProbeState, SelfMetrics};
+use crate::selfmetrics::{HostReadings, MapUsage, PodSource, ProbeState, SelfMetrics};
 use crate::serve::{AppState, Limits, ServeError, Server};
 use crate::web::Watched;
 use crate::{known, privileges, table};
@@ -74,11 +74,7 @@ pub async fn run(
     show: bool,
 ) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
-    let wanted = config.web.listen_address;
-    // A host without IPv6 has no `::`: asked for as `:PORT`, the server falls back to every IPv4 address.
-    let any = wanted.ip() == std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-    let address = if any { format!(":{}", wanted.port()) } else { wanted.to_string() };
-    let server = Server::bind(&address)?
+    let server = Server::bind(config.web.listen_address)?
         .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (engine, pods) = start(&config)?;
@@ -384,6 +380,8 @@ impl Metering {
     fn read_load(&mut self) -> Decision {
         match self.load.read() {
             Ok(Some(reading)) => {
+                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
+                let reading = self.controller.smoothed().unwrap_or(reading);
                 let psi = reading.psi.map(|psi| {
                     [("cpu", psi.cpu / 100.0), ("memory", psi.memory / 100.0), ("io", psi.io / 100.0)]
                 });
@@ -392,13 +390,12 @@ impl Metering {
                     memory_available: reading.memory_available_percent / 100.0,
                     pressure: psi.as_ref().map_or(&[], |psi| psi.as_slice()),
                 });
-                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
                 if decision.changed {
                     tracing::info!(
                         state = decision.state.as_str(),
                         interval = ?decision.interval,
-                        signal = decision.signal,
-                        reason = decision.reason,
+                        signal = decision.signal.as_str(),
+                        reason = decision.reason(),
                         "drain interval changed"
                     );
                 }
@@ -414,12 +411,7 @@ impl Metering {
     }
 
     fn tell_interval(&self, decision: &Decision) {
-        let state = match decision.state {
-            State::Relaxed => IntervalState::Relaxed,
-            State::Normal => IntervalState::Normal,
-            State::Stressed => IntervalState::Stressed,
-        };
-        self.own.set_interval(decision.interval, state);
+        self.own.set_interval(decision.interval, decision.state);
     }
 
     fn watchdog(&self) {

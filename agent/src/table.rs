@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::catalog::Family;
 use crate::catalog::probes::{BLOCKED, CALLS, CPU, DURATION, ERRORS, TASKS, WAIT};
-use crate::registry::Registry;
+use crate::registry::{Registry, SeriesView};
 
 /// What the table is sorted by, largest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -38,9 +38,18 @@ struct Counts {
     buckets: Option<Box<[u64; BUCKETS]>>,
 }
 
+/// A series of which the table needs the tenant, the system call and the counts.
+struct Seen {
+    tenant: String,
+    /// Empty where the family has no such label.
+    syscall: String,
+    counts: Counts,
+}
+
 /// All series of the families the table needs, at one instant.
 pub struct Look {
-    series: Vec<BTreeMap<Vec<u8>, Counts>>,
+    /// By family and by what tells its series apart.
+    series: Vec<BTreeMap<Vec<u8>, Seen>>,
 }
 
 static FAMILIES: [&Family; 7] = [&CPU, &WAIT, &BLOCKED, &CALLS, &ERRORS, &DURATION, &TASKS];
@@ -49,12 +58,16 @@ impl Look {
     /// Copies what the table needs.
     pub fn take(registry: &Registry) -> Look {
         let copy = |family: &&'static Family| {
-            let mut series = BTreeMap::new();
-            registry.visit(family, |labels, number, buckets| {
-                let buckets = buckets.map(|buckets| Box::new(*buckets));
-                series.insert(labels.to_vec(), Counts { number, buckets });
-            });
-            series
+            let syscall = family.labels.iter().position(|label| *label == "syscall");
+            let seen = |series: SeriesView<'_>| {
+                let counts = Counts {
+                    number: series.number,
+                    buckets: series.buckets.map(|buckets| Box::new(*buckets)),
+                };
+                let syscall = syscall.map_or("", |at| &*series.own[at]).to_owned();
+                (series.labels.to_vec(), Seen { tenant: series.tenant.to_owned(), syscall, counts })
+            };
+            registry.series(family).map(seen).collect()
         };
         Look { series: FAMILIES.iter().map(copy).collect() }
     }
@@ -103,27 +116,6 @@ pub struct Table {
     pub tenants: Vec<Row>,
 }
 
-/// The value of a label in rendered labels; values are escaped, so a plain quote ends one.
-fn label(labels: &[u8], name: &str) -> String {
-    let text = String::from_utf8_lossy(labels);
-    let start = format!("{name}=\"");
-    let Some(at) = text.find(&start) else { return String::new() };
-    let mut value = String::new();
-    let mut chars = text[at + start.len()..].chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => break,
-            '\\' => match chars.next() {
-                Some('n') => value.push('\n'),
-                Some(other) => value.push(other),
-                None => break,
-            },
-            c => value.push(c),
-        }
-    }
-    value
-}
-
 /// Upper bound of the bucket in which a share of the events lies, seconds. The last bucket has none: its lower bound.
 fn quantile(buckets: &[u64; BUCKETS], share: f64) -> Option<f64> {
     let count: u64 = buckets.iter().sum();
@@ -147,12 +139,12 @@ impl Table {
             let mut by_tenant: BTreeMap<String, BTreeMap<String, Counts>> = BTreeMap::new();
             for (labels, now) in &after.series[index] {
                 let change = if *family == &TASKS {
-                    now.clone()
+                    now.counts.clone()
                 } else {
-                    difference(now, before.series[index].get(labels))
+                    difference(&now.counts, before.series[index].get(labels).map(|seen| &seen.counts))
                 };
-                let calls = by_tenant.entry(label(labels, "tenant_id")).or_default();
-                let sum = calls.entry(label(labels, "syscall")).or_insert(Counts {
+                let calls = by_tenant.entry(now.tenant.clone()).or_default();
+                let sum = calls.entry(now.syscall.clone()).or_insert(Counts {
                     number: 0,
                     buckets: change.buckets.as_ref().map(|_| Box::new([0; BUCKETS])),
                 });

@@ -89,11 +89,7 @@ fn counts(slot: u32, calls: u64) -> Batch {
 }
 
 fn calls(registry: &Registry) -> Vec<(String, u64)> {
-    let mut found = Vec::new();
-    registry.visit(&probes::CALLS, |labels, value, _| {
-        found.push((String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(), value));
-    });
-    found
+    registry.series(&probes::CALLS).map(|series| (series.tenant.to_owned(), series.number)).collect()
 }
 
 #[test]
@@ -166,11 +162,7 @@ fn balances_tell_how_far_off() {
 }
 
 fn tasks(registry: &Registry) -> Vec<(String, u64)> {
-    let mut found = Vec::new();
-    registry.visit(&probes::TASKS, |labels, value, _| {
-        found.push((String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(), value));
-    });
-    found
+    registry.series(&probes::TASKS).map(|series| (series.tenant.to_owned(), series.number)).collect()
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::escape::escape_label_value;
 use super::{Format, encode_snapshot, encode_tenant, finish, gzip};
 use crate::allocations;
+use crate::escape::escape_label_value;
 use crate::registry::{Family, FamilyLayout, HISTOGRAM_VALUES, Kind, Layout, Scale, SeriesLayout, Snapshot};
 
 static CALLS: Family = Family {

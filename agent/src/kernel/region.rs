@@ -3,11 +3,10 @@
 //! The map is shared memory with the kernel: loads are relaxed atomics of aligned words, so that a counter is never torn.
 //! Where the kernel refuses the mapping, the map is copied by batched lookups before each pass instead.
 
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::{io, slice};
 
 use crate::config::ReadMode;
 

@@ -42,7 +42,7 @@ const ROOMS: &[Room] = &[
     room("registry", &["catalog", "escape"]),
     room("attribute", &["catalog", "drain", "identity", "registry"]),
     room("exposition", &["allocations", "catalog", "escape", "registry"]),
-    room("selfmetrics", &["catalog", "escape", "exposition", "registry"]),
+    room("selfmetrics", &["adapt", "allocations", "catalog", "escape", "exposition", "registry"]),
     // Who may read what: files and credentials, no series.
     room("web", &["config", "filewatch", "identity"]),
     room("serve", &["exposition", "registry", "selfmetrics", "web"]),
