@@ -8,8 +8,7 @@ use kernmeter_abi::{Loss, Total};
 
 use crate::kernel::Task;
 use crate::maps::CPU_SINCE;
-use crate::task::{self, TaskState};
-use crate::{row, slot};
+use crate::{row, slot, task};
 
 /// Nanoseconds since this CPU was last accounted, which becomes `now`; 0 the first time.
 #[inline(always)]
@@ -28,14 +27,14 @@ pub fn flush_cpu(_: RawTracePointContext) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let elapsed = since_last(now);
-    let task = task::current();
-    if task.pid() == 0 {
+    let current = task::current();
+    if current.pid() == 0 {
         row::count(Total::IdleNs, elapsed);
         return;
     }
-    let (slot, ran) = match TaskState::find(task) {
-        Some(state) => (state.slot, state.take_runtime(task)),
-        None => (slot::of_cgroup(task.cgroup_id()), elapsed),
+    let (slot, ran) = match task::find(current) {
+        Some(state) => (state.slot, task::take_runtime(state, current)),
+        None => (slot::of_cgroup(current.cgroup_id()), elapsed),
     };
     row::count(Total::CpuNs, ran);
     if let Some(row) = row::of_slot(slot) {
@@ -57,7 +56,7 @@ pub fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
     if !task.is_null() && !Task(task).is_dead() {
-        if TaskState::find_or_create(Task(task)).is_none() {
+        if task::find_or_create(Task(task)).is_none() {
             row::lose(Loss::TaskStateFailed);
         }
     }

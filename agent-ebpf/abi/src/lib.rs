@@ -8,6 +8,7 @@ use core::mem::offset_of;
 
 pub mod histogram;
 pub mod syscall_key;
+pub mod task;
 
 /// Slot of the root cgroup: kernel threads and whatever runs outside every other cgroup.
 pub const SLOT_HOST: u32 = 0;
@@ -17,9 +18,6 @@ pub const SLOT_OVERFLOW: u32 = 1;
 pub const FIRST_SLOT: u32 = 2;
 /// Slots are packed into 16 bits of a row key.
 pub const MAX_SLOTS: u32 = 1 << 16;
-
-/// Bytes of the programs' state of a task, of which the agent knows no more.
-pub const TASK_STATE_SIZE: usize = 88;
 
 /// Longest cgroup name kept, in bytes (the kernel's `NAME_MAX`).
 pub const NAME_MAX: usize = 255;
