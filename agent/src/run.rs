@@ -12,8 +12,8 @@ use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::adapt::{Controller, Decision, Load};
-use crate::catalog::{self, PROBES};
 use crate::catalog::family::Scale;
+use crate::catalog::{self, PROBES};
 use crate::config::{Config, ConfigError};
 use crate::engine::{self, Engine, Report, StartError, probe_state};
 use crate::filewatch::FileWatch;

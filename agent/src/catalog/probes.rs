@@ -153,7 +153,8 @@ pub static MIGRATIONS: Family = Family::counter("kernmeter_migrations", "Moves o
 static CPU_TIME: Quantity = Quantity { name: "cpu_ns", totals: &[Total::CpuNs] };
 static WAITS: Quantity = Quantity { name: "waits", totals: &[Total::Waits] };
 static WAIT_TIME: Quantity = Quantity { name: "wait_ns", totals: &[Total::WaitNs] };
-static ALL_SWITCHES: Quantity = Quantity { name: "switches", totals: &[Total::SwitchVoluntary, Total::SwitchInvoluntary] };
+static ALL_SWITCHES: Quantity =
+    Quantity { name: "switches", totals: &[Total::SwitchVoluntary, Total::SwitchInvoluntary] };
 static MIGRATED: Quantity = Quantity { name: "migrations", totals: &[Total::Migrations] };
 static BLOCKED_TIME: Quantity = Quantity { name: "blocked_ns", totals: &[Total::BlockedNs] };
 
