@@ -34,10 +34,23 @@ const ROOMS: [&str; 14] = [
 ];
 
 /// Tests of these rooms that do not, by a part of their names, and why.
-const LEFT_OUT: [(&str, &str); 0] = [];
+const LEFT_OUT: [(&str, &str); 9] = [
+    ("the_running_kernel", TOO_SLOW),
+    ("own_figures_make_sense", "Miri has no openat(2)"),
+    ("steady_state_allocates_nothing_per_sample", TOO_SLOW),
+    ("sums_are_conserved", TOO_SLOW),
+    ("answers_as_the_model_does", TOO_SLOW),
+    ("never_faster_before_the_dwell", TOO_SLOW),
+    ("memory_is_told_as_the_allocator_sees_it", TOO_SLOW),
+    ("nothing_panics_and_all_is_bounded", TOO_SLOW),
+    ("prometheus_client_writes_the_same", TOO_SLOW),
+];
+const TOO_SLOW: &str = "it takes minutes there";
 
-/// Addresses are numbers the kernel is given, never made into pointers; floating point is what the processor does.
-const FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-strict-provenance -Zmiri-deterministic-floats";
+/// Files can be read; addresses are numbers the kernel is given, never made into pointers; floating point is what the
+/// processor does; names of families live as long as the process.
+const FLAGS: &str =
+    "-Zmiri-disable-isolation -Zmiri-strict-provenance -Zmiri-deterministic-floats -Zmiri-ignore-leaks";
 /// Cases of a property: what random values find is found outside Miri.
 const CASES: &str = "2";
 
