@@ -1,5 +1,8 @@
 //! In: real TCP clients, good and bad; out: verdicts on a running server. Deadlines here only keep a failure from hanging.
 
+mod access;
+mod tls;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -38,8 +41,8 @@ pub(super) struct Running {
 }
 
 /// Deadlines that never pass and no eviction, so that a test can shorten the one it is about.
-pub(super) fn patient() -> Limits {
-    Limits {
+pub(super) fn patient() -> ConnectionLimits {
+    ConnectionLimits {
         max_connections: 64,
         header_timeout: NEVER,
         response_timeout: NEVER,
@@ -50,12 +53,12 @@ pub(super) fn patient() -> Limits {
 }
 
 impl Running {
-    pub(super) fn start(limits: Limits) -> Self {
-        Self::guarded(limits, Arc::default())
+    pub(super) fn start(limits: ConnectionLimits) -> Self {
+        Self::with_authenticator(limits, Arc::default())
     }
 
-    /// With somebody at the door.
-    pub(super) fn guarded(limits: Limits, guard: Arc<Guard>) -> Self {
+    /// With credentials to show.
+    pub(super) fn with_authenticator(limits: ConnectionLimits, authenticator: Arc<Authenticator>) -> Self {
         let clock = Arc::new(AtomicU64::new(100 * SECOND));
         let shared = Arc::clone(&clock);
         let state = AppState::new(
@@ -65,7 +68,7 @@ impl Running {
             Duration::from_mins(1),
             Box::new(move || shared.load(SeqCst)),
         );
-        let state = Arc::new(state.with_guard(guard));
+        let state = Arc::new(state.with_authenticator(authenticator));
         let server = Server::bind(LOCAL).unwrap().with_limits(limits);
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();
@@ -270,7 +273,7 @@ fn ready_only_while_seeing() {
         (response.status, response.text().to_owned())
     };
     assert_eq!(ready(), (503, "not ready: starting: no probe attached yet\n".to_owned()));
-    server.state.set_seeing();
+    server.state.set_attached();
     assert_eq!(ready(), (503, "not ready: no snapshot taken yet\n".to_owned()));
     server.publish(1, 0);
     assert_eq!(ready(), (200, "ok\n".to_owned()));
@@ -280,8 +283,6 @@ fn ready_only_while_seeing() {
     assert_eq!(ready(), (503, "not ready: last snapshot is 61 s old, more than 60 s\n".to_owned()));
     server.publish(1, 0);
     assert_eq!(ready().0, 200);
-    server.state.set_blind("detached\r\nX: y");
-    assert_eq!(ready(), (503, "not ready: detached  X: y\n".to_owned()));
     assert_eq!(server.get("/healthz", "").status, 200);
 }
 
@@ -406,7 +407,7 @@ fn huge_headers_are_refused() {
 
 #[test]
 fn slow_headers_are_cut_at_the_deadline() {
-    let server = Running::start(Limits { header_timeout: Duration::from_millis(100), ..patient() });
+    let server = Running::start(ConnectionLimits { header_timeout: Duration::from_millis(100), ..patient() });
     let mut silent = server.connect();
     let mut dribbling = server.connect();
     let mut writer = dribbling.try_clone().unwrap();
@@ -424,7 +425,7 @@ fn slow_headers_are_cut_at_the_deadline() {
 
 #[test]
 fn a_kept_connection_gets_the_idle_time_then_the_door() {
-    let server = Running::start(Limits { idle_timeout: Duration::from_millis(100), ..patient() });
+    let server = Running::start(ConnectionLimits { idle_timeout: Duration::from_millis(100), ..patient() });
     let mut stream = server.connect();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut raw = Vec::new();
@@ -439,14 +440,15 @@ fn publish_huge(server: &Running) {
 
 #[test]
 fn who_does_not_read_is_cut_at_the_deadline() {
-    let limits = Limits { max_connections: 1, response_timeout: Duration::from_millis(300), ..patient() };
+    let limits =
+        ConnectionLimits { max_connections: 1, response_timeout: Duration::from_millis(300), ..patient() };
     let server = Running::start(limits);
     publish_huge(&server);
     let mut stuck = server.connect();
     stuck.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut first = [0; 12];
     stuck.read_exact(&mut first).unwrap();
-    // The only seat is taken until the deadline: an answer here means that it was freed.
+    // The only permit is taken until the deadline: an answer here means that it was freed.
     assert_eq!(server.get("/healthz", "").status, 200);
     let mut rest = Vec::new();
     let _ = stuck.read_to_end(&mut rest);
@@ -455,7 +457,11 @@ fn who_does_not_read_is_cut_at_the_deadline() {
 
 #[test]
 fn stuck_clients_on_every_seat_make_room() {
-    let server = Running::start(Limits { max_connections: 4, grace: Duration::from_millis(50), ..patient() });
+    let server = Running::start(ConnectionLimits {
+        max_connections: 4,
+        grace: Duration::from_millis(50),
+        ..patient()
+    });
     publish_huge(&server);
     let stuck: Vec<TcpStream> = (0..4)
         .map(|_| {
@@ -472,7 +478,7 @@ fn stuck_clients_on_every_seat_make_room() {
 
 #[test]
 fn idle_connections_do_not_starve_a_good_scrape() {
-    let server = Running::start(Limits { grace: Duration::from_millis(50), ..patient() });
+    let server = Running::start(ConnectionLimits { grace: Duration::from_millis(50), ..patient() });
     server.publish(10, 10);
     let mut idle: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
     for stream in idle.iter_mut().step_by(3) {
@@ -482,7 +488,7 @@ fn idle_connections_do_not_starve_a_good_scrape() {
     for _ in 0..3 {
         server.good_scrape();
     }
-    // At least as many as there were too many have lost their seat.
+    // At least as many as there were too many have been cut.
     let mut closed = 0;
     for stream in &mut idle {
         stream.set_nonblocking(true).unwrap();
@@ -493,7 +499,7 @@ fn idle_connections_do_not_starve_a_good_scrape() {
 
 #[test]
 fn a_full_house_keeps_no_connection_alive() {
-    let server = Running::start(Limits { max_connections: 1, ..patient() });
+    let server = Running::start(ConnectionLimits { max_connections: 1, ..patient() });
     // Would never end if the server kept it, since all deadlines are far away.
     let response = server.exchange("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
@@ -501,7 +507,7 @@ fn a_full_house_keeps_no_connection_alive() {
 
 #[test]
 fn stopping_finishes_answers_under_way() {
-    let mut server = Running::start(Limits { drain_timeout: HANG, ..patient() });
+    let mut server = Running::start(ConnectionLimits { drain_timeout: HANG, ..patient() });
     publish_huge(&server);
     let mut idle = server.connect();
     let mut busy = server.connect();
