@@ -12,6 +12,7 @@ use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::adapt::{Controller, Decision, Load};
+use crate::auth::AuthFiles;
 use crate::catalog::family::Scale;
 use crate::catalog::{self, PROBES};
 use crate::config::{Config, ConfigError};
@@ -24,9 +25,8 @@ use crate::kernel::KernelLog;
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
 use crate::lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns};
 use crate::selfmetrics::process::read_process_stats;
-use crate::selfmetrics::{HostReadings, MapUsage, PodSource, ProbeState, SelfMetrics};
-use crate::serve::{AppState, Limits, ServeError, Server};
-use crate::web::Watched;
+use crate::selfmetrics::{HostReadings, MapUsage, PodWatchFigures, ProbeState, SelfMetrics};
+use crate::serve::{AppState, ConnectionLimits, ServeError, Server};
 use crate::{known, privileges, table};
 
 /// The binary's version.
@@ -70,12 +70,14 @@ pub async fn run(
     config: Config,
     loaded: Config,
     file: Option<PathBuf>,
-    web: Watched,
+    web: AuthFiles,
     show: bool,
 ) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
-    let server = Server::bind(config.web.listen_address)?
-        .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
+    let server = Server::bind(config.web.listen_address)?.with_limits(ConnectionLimits {
+        max_connections: config.web.max_connections as usize,
+        ..ConnectionLimits::default()
+    });
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (engine, pods) = start(&config)?;
     let engine = Rc::new(RefCell::new(engine));
@@ -83,7 +85,7 @@ pub async fn run(
     let max_age = config.drain.stressed.max(config.drain.normal) * STALE_INTERVALS;
     let state =
         AppState::new(own.clone(), &config.web.telemetry_path, VERSION, max_age, Box::new(monotonic_ns));
-    let state = Arc::new(state.with_guard(web.guard()));
+    let state = Arc::new(state.with_authenticator(web.authenticator()));
     let mut metering = Metering {
         engine: Rc::clone(&engine),
         own,
@@ -210,7 +212,7 @@ struct Metering {
     loaded: Config,
     file: Option<PathBuf>,
     config_file: FileWatch,
-    web: Watched,
+    web: AuthFiles,
     /// The kernel side's rare messages.
     kernel_log: Option<KernelLog>,
 }
@@ -343,7 +345,7 @@ impl Metering {
             self.own.set_pods(states, cache.memory_bytes() as u64);
             let figures = pods.stats();
             figures.syncs.iter().for_each(|took| self.own.observe_sync(*took));
-            self.own.set_pod_source(&PodSource {
+            self.own.set_pod_source(&PodWatchFigures {
                 restarts: &figures.restarts,
                 dropped: &figures.dropped,
                 last_event_age: figures.last_event_age,
@@ -374,7 +376,7 @@ impl Metering {
             })
             .collect();
         self.own.set_probes(&states);
-        self.state.set_seeing();
+        self.state.set_attached();
     }
 
     fn read_load(&mut self) -> Decision {
