@@ -34,13 +34,15 @@ pub fn flush_cpu(_: RawTracePointContext) {
         return;
     }
     let (slot, ran) = match TaskState::find(task) {
-        Some(state) => (state.slot, state.take_runtime(task)),
+        Some(state) => {
+            let ran = state.take_runtime(task);
+            let payer = state.payer();
+            state.bind_payer(task);
+            (payer, ran)
+        }
         None => (slot::of_cgroup(task.cgroup_id()), elapsed),
     };
-    row::count(Total::CpuNs, ran);
-    if let Some(row) = row::of_slot(slot) {
-        row::add(&mut row.cpu_ns, ran);
-    }
+    row::charge_cpu(slot, ran);
 }
 
 /// `struct bpf_iter__task`.

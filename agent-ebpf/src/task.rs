@@ -2,7 +2,7 @@
 use kernmeter_abi::SLOT_OVERFLOW;
 
 use crate::kernel::Task;
-use crate::row::ROW_NONE;
+use crate::row::{self, ROW_NONE};
 use crate::slot;
 
 /// Entries of a task's memory of rows it used: workloads repeat few syscalls.
@@ -24,16 +24,20 @@ pub struct TaskState {
     pub off_ns: u64,
     /// The scheduler's count of the task's run time up to which it was billed, nanoseconds.
     runtime: u64,
+    /// The same count when the task was last moved to another cgroup; 0 if that is billed for. Written by the mover.
+    moved_runtime: u64,
     /// `(row key + 1) << 32 | row`, or 0.
     rows: [u64; CACHED_ROWS],
-    /// The slot billed.
+    /// The slot that is billed for calls.
     pub slot: u32,
     /// Row of the current syscall, [`ROW_NONE`] outside one.
     pub row: u32,
     /// Key of the current syscall.
     pub syscall: u32,
     /// 1 once set up.
-    bound: u32,
+    bound: u16,
+    /// The slot that is billed for CPU time.
+    payer: u16,
 }
 const _: () = assert!(size_of::<TaskState>() == kernmeter_abi::TASK_STATE_SIZE);
 
@@ -143,11 +147,13 @@ impl TaskState {
         wake_ns: 0,
         off_ns: 0,
         runtime: 0,
+        moved_runtime: 0,
         rows: [0; CACHED_ROWS],
         slot: 0,
         row: 0,
         syscall: 0,
         bound: 0,
+        payer: 0,
     };
 
     /// The state of a task that was set up. Never allocates: safe under the run-queue lock.
@@ -166,23 +172,61 @@ impl TaskState {
             state.runtime = task.runtime();
             state.cgroup_id = task.cgroup_id();
             state.slot = slot::of_cgroup(state.cgroup_id);
+            state.payer = state.slot as u16;
             slot::move_task(None, Some(state.slot));
         }
         Some(state)
     }
 
     /// Nanoseconds the task ran since it was last billed, by the scheduler's own count: without interrupts and time stolen
-    /// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`.
+    /// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`. They are the [`payer`](Self::payer)'s.
     #[inline(always)]
     pub fn take_runtime(&mut self, task: Task) -> u64 {
         let now = task.runtime();
+        let moved = self.moved_runtime;
+        if moved != 0 {
+            self.moved_runtime = 0;
+            // It may have run while it was moved: what it ran before is not its new cgroup's.
+            if moved > self.runtime && moved <= now {
+                row::charge_cpu(self.payer(), moved - self.runtime);
+                self.runtime = moved;
+            }
+            self.bind_payer(task);
+        }
         let ran = now.wrapping_sub(self.runtime);
         self.runtime = now;
         ran
     }
 
+    /// The slot that is billed for CPU time, switches and waits.
+    #[inline(always)]
+    pub fn payer(&self) -> u32 {
+        self.payer.into()
+    }
+
+    /// The workload that pays for calls pays for CPU time as well.
+    #[inline(always)]
+    pub fn pay_for_all(&mut self) {
+        self.payer = self.slot as u16;
+    }
+
+    /// Lets the cgroup the task is in now pay for CPU time, in the middle of a call, too: so does the kernel. No slot is
+    /// held for that, as one is for the call: a dead slot outlasts two passes, and each pass binds the tasks that run.
+    #[inline(always)]
+    pub fn bind_payer(&mut self, task: Task) {
+        let cgroup_id = task.cgroup_id();
+        let slot = if cgroup_id == self.cgroup_id { self.slot } else { slot::of_cgroup(cgroup_id) };
+        self.payer = slot as u16;
+    }
+
+    /// The task is in another cgroup from now on. Called by the mover, while the task may be running elsewhere.
+    #[inline(always)]
+    pub fn moved(&mut self, task: Task) {
+        self.moved_runtime = task.runtime();
+    }
+
     /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with
-    /// all its CPU, wait and block time, to the workload that entered it.
+    /// its errors and all its duration and block time, to the workload that entered it.
     #[inline(always)]
     pub fn rebind(&mut self, task: Task) {
         let cgroup_id = task.cgroup_id();
@@ -205,8 +249,8 @@ impl TaskState {
         if *entry & !0xffff_ffff == tag {
             return *entry as u32;
         }
-        let row = crate::row::find_syscall(key);
-        if row < crate::row::ROW_OVERFLOW {
+        let row = row::find_syscall(key);
+        if row < row::ROW_OVERFLOW {
             *entry = tag | u64::from(row);
         }
         row

@@ -17,7 +17,7 @@ pub const FIRST_SLOT: u32 = 2;
 pub const MAX_SLOTS: u32 = 1 << 16;
 
 /// Bytes of the programs' state of a task, of which the agent knows no more.
-pub const TASK_STATE_SIZE: usize = 88;
+pub const TASK_STATE_SIZE: usize = 96;
 
 /// Longest cgroup name kept, in bytes (the kernel's `NAME_MAX`).
 pub const NAME_MAX: usize = 255;
