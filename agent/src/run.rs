@@ -280,7 +280,9 @@ impl Metering {
     fn publish(&mut self, report: &Report) {
         let mut engine = self.engine.borrow_mut();
         self.own.observe_drain(report.took);
-        self.own.set_accounting_error(report.error_ratio(self.cpus));
+        self.own.set_accounting_errors(report.error_ratios(self.cpus));
+        let outcomes = engine.audited().outcomes();
+        self.own.set_audit_readings(outcomes.map(|(outcome, n)| (outcome.as_str(), n)));
         let batch = engine.batch();
         let totals = |nanoseconds: bool| {
             Total::ALL.iter().filter(move |total| total.as_str().ends_with("_ns") == nanoseconds)

@@ -6,8 +6,8 @@ use crate::catalog::family::{Family, Kind, Scale};
 /// Tasks moved into a workload.
 pub static MOVES: Family = Family {
     name: "kernmeter_task_moves",
-    help: "Moves of a task, or of a process with all its threads, into a cgroup of the workload. A moved task is billed to its new workload from its next system \
-           call on, or from its next time on a CPU when it is outside one.",
+    help: "Moves of a task, or of a process with all its threads, into a cgroup of the workload. The new workload is billed \
+           for the CPU time, waits and switches of a moved task at once, for its calls from the next one on.",
     unit: None,
     kind: Kind::Counter,
     scale: Scale::One,

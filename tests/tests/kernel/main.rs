@@ -4,6 +4,7 @@
 
 mod abi;
 mod access;
+mod audit;
 mod cli;
 mod counting;
 mod flood;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         abi::trials(),
         processes::trials(),
         time::trials(),
+        audit::trials(),
         latency::trials(),
         prometheus::trials(),
         interval::trials(),
