@@ -22,6 +22,11 @@ mod task;
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
+// The agent refuses an object whose rows are laid out in another way.
+#[unsafe(link_section = "abi")]
+#[unsafe(no_mangle)]
+static ABI: [u8; 32] = kernmeter_abi::FINGERPRINT_TEXT;
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -115,11 +115,8 @@ fn exit(ret: i64) {
     if let Some(row) = row::of_syscall(index) {
         row::add(&mut row.sum_ns, ns);
         row::observe(&mut row.buckets, ns);
-        if errno != 0 {
-            row::add(&mut row.errors, 1);
-            if !row::count_errno(state.slot, state.syscall, errno) {
-                row::add(&mut row.other_errors, 1);
-            }
+        if errno != 0 && !row::count_errno(state.slot, state.syscall, errno) {
+            row::add(&mut row.other_errors, 1);
         }
     } else if let Some(row) = row::of_slot(state.slot) {
         row::add_atomic(&mut row.overflow_done, 1);

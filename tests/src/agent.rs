@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -137,9 +137,17 @@ impl Agent {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(settings: &Settings, args: &[&str]) -> Result<Self> {
+        Self::start_program(&program(), settings, args)
+    }
+
+    /// As [`start_with`](Self::start_with), an agent that was built elsewhere.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_program(program: &Path, settings: &Settings, args: &[&str]) -> Result<Self> {
         let dir = TempDir::new()?;
         let config = dir.write("kernmeter.yml", &settings.yaml())?;
-        let mut child = Command::new(program())
+        let mut child = Command::new(program)
             .args(["run", "--web.listen-address", "127.0.0.1:0", "--config.file"])
             .arg(&config)
             .args(args)
@@ -147,7 +155,7 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("start {}", program().display()))?;
+            .with_context(|| format!("start {}", program.display()))?;
         let stderr = child.stderr.take().context("no stderr")?;
         let (send, lines) = channel();
         std::thread::spawn(move || {

@@ -16,13 +16,14 @@ enum Verdict {
 type Check = (&'static str, fn() -> Result<Verdict>);
 
 /// Cheap and telling first. Those after `the eBPF object builds` need that object.
-const CHECKS: [Check; 7] = [
+const CHECKS: [Check; 8] = [
     ("formatting", formatting),
     ("house rules", house_rules),
     ("the eBPF object builds", object_builds),
     ("names in the object", object_names),
     ("lints", lints),
     ("METRICS.md", metrics),
+    ("console blocks of the documents", console),
     ("licences and advisories", dependencies),
 ];
 
@@ -112,6 +113,10 @@ fn lints() -> Result<Verdict> {
 fn metrics() -> Result<Verdict> {
     docs::check(&agent::release()?)?;
     Ok(Verdict::Passed)
+}
+
+fn console() -> Result<Verdict> {
+    Ok(docs::check_console(&agent::release()?)?.map_or(Verdict::Passed, Verdict::Skipped))
 }
 
 fn dependencies() -> Result<Verdict> {

@@ -9,6 +9,7 @@ mod deb;
 mod debian;
 mod docs;
 mod image;
+mod scene;
 mod setup;
 mod summary;
 mod test;
@@ -50,8 +51,10 @@ enum Task {
     Bench(bench::Arguments),
     /// Formatting, lints, house rules, generated files, licences and advisories
     Check,
-    /// Generate METRICS.md, and on request the man page and shell completions
+    /// Generate METRICS.md, and on request the man page, shell completions and the documents' console blocks
     Docs(docs::Arguments),
+    /// Three small tenants at work, to look at while they last (as root)
+    Scene(scene::Arguments),
     /// Run the agent on many kernels in virtual machines (needs no root, no KVM)
     Vm(vm::Arguments),
 }
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Check => Ok(check::run()),
         Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Scene(arguments) => scene::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Vm(arguments) => vm::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -9,9 +9,15 @@ pub mod cpu_stat;
 #[cfg(test)]
 mod tests;
 
-use kernmeter_abi::{SLOT_HOST, SLOT_OVERFLOW};
+use std::mem::offset_of;
 
-use crate::drain::{Batch, Birth};
+use kernmeter_abi::{SLOT_HOST, SLOT_OVERFLOW, SlotRow};
+
+use crate::catalog::RowKind;
+use crate::drain::{Batch, Birth, Subject};
+
+/// Where CPU time is in a slot's row.
+const CPU_CELL: usize = RowKind::Slot.cell_of(offset_of!(SlotRow, cpu_ns));
 
 /// Cgroups below the root that are read at a time, and others: the price does not grow with the number of cgroups.
 const TOP_AT_ONCE: usize = 16;
@@ -88,6 +94,7 @@ pub struct Comparison {
 
 /// Both accounts at one time.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_field_names, reason = "all are durations, and units are in names")]
 struct Point {
     usage_ns: u64,
     metered_ns: u64,
@@ -154,8 +161,8 @@ impl Audit {
         mut read: impl FnMut(u32, u64) -> Option<Reading>,
     ) -> Vec<Comparison> {
         batch.births.iter().for_each(|birth| self.enter(birth));
-        for delta in &batch.slots {
-            self.meter(delta.slot, delta.row.cpu_ns);
+        for delta in batch.rows.iter().filter(|delta| delta.subject == Subject::Slot) {
+            self.meter(delta.slot, delta.cells[CPU_CELL]);
         }
         let mut comparisons = Vec::new();
         if !self.closed && batch.taken_ns.saturating_sub(self.looked_ns) >= PERIOD_NS {

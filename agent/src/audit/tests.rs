@@ -1,7 +1,6 @@
 //! Comparisons over readings that are made up: right ones, wrong ones and hostile ones.
 
 use super::*;
-use crate::drain::{EMPTY_SLOT_ROW, SlotDelta};
 
 const SECOND: u64 = 1_000_000_000;
 const CPUS: u64 = 2;
@@ -33,7 +32,7 @@ impl Host {
     /// the comparisons that found a difference.
     fn pass(&mut self, births: &[(u32, u32)], cpu: &[(u32, u64)], freed: &[u32]) -> Vec<Comparison> {
         self.now_ns += 10 * SECOND;
-        let batch = Batch {
+        let mut batch = Batch {
             taken_ns: self.now_ns,
             births: births
                 .iter()
@@ -44,16 +43,12 @@ impl Host {
                     name: b"x".to_vec(),
                 })
                 .collect(),
-            slots: cpu
-                .iter()
-                .map(|(slot, cpu_ns)| SlotDelta {
-                    slot: *slot,
-                    row: kernmeter_abi::SlotRow { cpu_ns: *cpu_ns, ..EMPTY_SLOT_ROW },
-                })
-                .collect(),
             freed: freed.to_vec(),
             ..Batch::default()
         };
+        for (slot, cpu_ns) in cpu {
+            batch.rows.push(*slot, Subject::Slot)[CPU_CELL] = *cpu_ns;
+        }
         self.read.clear();
         let Host { audit, usage_ns, read, skew_ns, now_ns } = self;
         let mut found = audit.pass(&batch, |slot, _| {

@@ -1,10 +1,11 @@
-//! In: a snapshot and a format; out: exposition text in the caller's buffer. Pure: no I/O, no clock, no HTTP.
+//! In: families, labels, values and a format; out: exposition text in the caller's buffer. Pure: no I/O, no clock, no HTTP.
 //!
-//! A body is [`encode_snapshot`], whatever else has families of other names, then [`finish`].
+//! A body is [`encode_snapshot`], whatever else has families of other names, then [`finish`]. All of them are written by
+//! [`text`].
 
-pub use crate::escape;
 mod negotiate;
-mod text;
+pub(crate) mod text;
+mod workloads;
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,8 @@ mod tests;
 use std::io::Write;
 
 pub use negotiate::{Format, accepts_gzip, negotiate};
-pub use text::{encode_snapshot, encode_tenant, finish};
+pub use text::{Metadata, MetricKind, Number, finish};
+pub use workloads::{encode_snapshot, encode_tenant};
 
 /// Compresses a body: level 1, since level 6 costs ten times the time for a tenth less bytes.
 ///

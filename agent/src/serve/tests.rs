@@ -1,7 +1,7 @@
 //! In: real TCP clients, good and bad; out: verdicts on a running server. Deadlines here only keep a failure from hanging.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
@@ -17,6 +17,8 @@ use crate::selfmetrics::SelfMetrics;
 pub(super) const HANG: Duration = Duration::from_secs(20);
 const NEVER: Duration = Duration::from_hours(1);
 const SECOND: u64 = 1_000_000_000;
+/// Any free port.
+const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 static FAMILY: Family = Family {
     name: "kernmeter_syscalls",
@@ -64,7 +66,7 @@ impl Running {
             Box::new(move || shared.load(SeqCst)),
         );
         let state = Arc::new(state.with_guard(guard));
-        let server = Server::bind("127.0.0.1:0").unwrap().with_limits(limits);
+        let server = Server::bind(LOCAL).unwrap().with_limits(limits);
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();
         let serving = Arc::clone(&state);
@@ -544,21 +546,17 @@ fn a_client_that_half_closes_still_gets_its_answer() {
 
 #[test]
 fn bind_errors_say_what_to_do() {
-    let taken = Server::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().to_string();
+    let taken = Server::bind(LOCAL).unwrap();
+    let address = taken.local_addr();
     assert_eq!(
-        Server::bind(&address).unwrap_err().to_string(),
+        Server::bind(address).unwrap_err().to_string(),
         format!(
             "cannot listen on `{address}`: address already in use; stop the other process or choose another with \
              --web.listen-address"
         )
     );
-    for wrong in ["", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", ":"] {
-        let error = Server::bind(wrong).unwrap_err();
-        assert!(matches!(&error, ServeError::Address { address, .. } if address == wrong), "{error}");
-        assert!(!error.to_string().contains('\n'));
-    }
     // TEST-NET-1 is nobody's address.
-    assert!(matches!(Server::bind("192.0.2.1:0").unwrap_err(), ServeError::Listen { .. }));
-    assert_ne!(Server::bind(":0").unwrap().local_addr().port(), 0);
+    let nobody = SocketAddr::from(([192, 0, 2, 1], 0));
+    assert!(matches!(Server::bind(nobody).unwrap_err(), ServeError::Listen { .. }));
+    assert_ne!(Server::bind("[::]:0".parse().unwrap()).unwrap().local_addr().port(), 0);
 }

@@ -41,15 +41,15 @@ const ROOMS: &[Room] = &[
     room("registry", &["catalog", "escape"]),
     room("attribute", &["catalog", "drain", "identity", "registry"]),
     // Reads `cpu.stat` of cgroups; knows no tenants.
-    room("audit", &["drain", "identity"]),
+    room("audit", &["catalog", "drain", "identity"]),
     room("exposition", &["allocations", "catalog", "escape", "registry"]),
-    room("selfmetrics", &["catalog", "escape", "exposition", "registry"]),
+    room("selfmetrics", &["adapt", "allocations", "catalog", "escape", "exposition", "registry"]),
     // Who may read what: files and credentials, no series.
     room("web", &["config", "filewatch", "identity"]),
     room("serve", &["exposition", "registry", "selfmetrics", "web"]),
     room("table", &["catalog", "registry"]),
     room("log", &["config"]),
-    room("docs", &["catalog", "exposition", "kernel", "selfmetrics"]),
+    room("docs", &["catalog", "config", "exposition", "kernel", "selfmetrics"]),
 ];
 
 /// Files that wire the rooms and may name all of them, but not `aya`.

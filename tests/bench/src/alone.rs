@@ -47,6 +47,6 @@ pub fn measure<T>(own: usize, mut what: impl FnMut() -> Result<T>) -> Result<T> 
             return Ok(reading);
         }
     }
-    eprintln!("overhead: another program stays attached to the same hooks: this reading is too high");
+    eprintln!("bench: another program stays attached to the same hooks: this reading is too high");
     what()
 }

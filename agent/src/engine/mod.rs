@@ -1,84 +1,34 @@
 //! Wires kernel, drain, identity, attribution and registry: configuration in, snapshots and balances out. Serves nothing.
 
-mod identifier;
+mod probes;
+mod start;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-pub use identifier::{Identifier, PodKnowledge, Reloaded};
+pub use probes::{ProbeState, probe_state};
+pub use start::StartError;
 
-use crate::attribute::{Attribution, Balance, Patience};
+use crate::attribute::{Attribution, Balance};
 use crate::audit::{Audit, Comparison, Reading, cpu_stat};
-use crate::btf::{Btf, BtfError};
-use crate::catalog;
-use crate::config::{Auto, Config};
-use crate::drain::{Batch, Drain, DrainError, SlotCounts};
-use crate::host::{BTF_PATH, Lockdown, has_tickless_cpus, lockdown, possible_cpus, total_memory};
+use crate::config::Config;
+use crate::drain::{Batch, Drain, SlotCounts};
+use crate::host::{has_tickless_cpus, possible_cpus};
 use crate::identity::path::printable;
 use crate::identity::pods::{Event, PodCache, Wanted};
-use crate::identity::rules::RuleError;
-use crate::identity::tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk};
-use crate::kernel::size::{Plan, TooSmall, Wishes, budget_on};
-use crate::kernel::{HookStatus, Kernel, LoadError, offsets};
-use crate::lifecycle::{monotonic_ns, release_free_memory, unlimit_locked_memory};
-use crate::registry::{Limits, Registry, Snapshot};
+use crate::identity::tree::{Hierarchy, MOST_CGROUPS};
+use crate::identity::{Identifier, PodKnowledge};
+use crate::kernel::Kernel;
+use crate::kernel::maps::MapAccessError;
+use crate::lifecycle::{monotonic_ns, release_free_memory};
+use crate::registry::{Registry, Snapshot};
 
-/// How long counts wait for their cgroup's path before they go to `_unknown`.
-const PATH_PATIENCE: Duration = Duration::from_mins(1);
-/// How long counts of a known pod wait for the container's name. A kubelet tells the API of a container's start within a
-/// few seconds; pause containers never get a name.
-const CONTAINER_PATIENCE: Duration = Duration::from_secs(15);
-/// Slots given back whose counts wait: some 15 KiB each where a container used thirty system calls.
-const MOST_ORPHANS: usize = 4096;
 /// How often the cgroup tree is compared with the slots.
 const RECONCILE: Duration = Duration::from_mins(1);
 /// After detaching, programs that were running finish; totals that no longer move for this long are final.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Looks at unmoving totals at most.
 const SETTLE_LOOKS: u32 = 40;
-
-/// Why the agent cannot meter.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No cgroup hierarchy to tell workloads apart by.
-    #[error(transparent)]
-    Tree(#[from] TreeError),
-    /// No type information.
-    #[error(
-        "cannot read `{BTF_PATH}`: {0}; kernmeter needs a kernel with CONFIG_DEBUG_INFO_BTF=y (most distributions have \
-         it) and read access to /sys"
-    )]
-    NoBtf(std::io::Error),
-    /// Unusable type information.
-    #[error("{0}; this kernel is not supported: see `kernmeter doctor`")]
-    Btf(#[from] BtfError),
-    /// A kernel before 5.13 that is locked down.
-    #[error(
-        "this kernel keeps no state of tasks for tracing programs, and under lockdown=confidentiality they cannot read it \
-         from memory; boot with lockdown=integrity, or upgrade to Linux 5.13 or newer"
-    )]
-    NoTaskStorage,
-    /// The budget is too small.
-    #[error(transparent)]
-    Budget(#[from] TooSmall),
-    /// Maps or programs were refused.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// Maps cannot be used.
-    #[error(transparent)]
-    Drain(#[from] DrainError),
-    /// Tenant rules do not compile.
-    #[error(transparent)]
-    Rules(#[from] RuleError),
-    /// A probe the configuration requires is not attached.
-    #[error(
-        "required probe `{0}` cannot attach: {1}; remove it from `kernel.required_probes` or see `kernmeter doctor`"
-    )]
-    Required(String, String),
-    /// Nothing attached at all.
-    #[error("no probe could attach: {0}; see `kernmeter doctor`")]
-    Blind(String),
-}
 
 /// What a pass tells besides counts.
 #[derive(Debug)]
@@ -123,70 +73,20 @@ impl Engine {
     /// # Errors
     /// Nothing can be metered, or a required probe cannot attach. Nothing stays behind in the kernel.
     pub fn start(config: &Config, knowledge: PodKnowledge) -> Result<Engine, StartError> {
-        let identifier = Identifier::new(Reloaded::read(config)?, knowledge);
+        let (rules, users) = start::read_rules(config)?;
+        let identifier = Identifier::new(rules, users, knowledge);
         let hierarchy = Hierarchy::find()?;
-        let btf = Btf::parse(std::fs::read(BTF_PATH).map_err(StartError::NoBtf)?)?;
-        let mut constants = offsets::resolve(&btf)?;
-        drop(btf);
-        if !constants.task_storage {
-            if lockdown() == Lockdown::Confidentiality {
-                return Err(StartError::NoTaskStorage);
-            }
-            unlimit_locked_memory();
-        }
-        // Under lockdown=confidentiality the kernel lets no program read memory by address: names are learnt from /sys.
-        constants.values.push(("HAS_PROBE_READ", u32::from(lockdown() != Lockdown::Confidentiality)));
-        let fixed = |auto: Auto| match auto {
-            Auto::Auto => None,
-            Auto::Fixed(n) => Some(n),
-        };
-        let plan = Plan::new(
-            possible_cpus(),
-            &Wishes {
-                budget: budget_on(total_memory(), config.kernel.memory_budget),
-                slots: fixed(config.kernel.slots),
-                syscall_rows: fixed(config.kernel.syscall_rows),
-                errno_rows: fixed(config.kernel.errno_rows),
-                task_table: !constants.task_storage,
-            },
-        )?;
-        let mut kernel = Kernel::load(plan, &constants, config.kernel.attach)?;
+        let constants = start::constants()?;
+        let plan = start::plan(config, &constants)?;
+        let mut kernel =
+            Kernel::load(plan, &constants, config.kernel.attach, &probes::chosen(&config.kernel))?;
         // Before the rows are mapped: on a small host both at once would be too much.
         release_free_memory();
         let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
-        let limits = Limits {
-            series_per_tenant: config.limits.series_per_tenant as usize,
-            tenants: config.limits.tenants as usize,
-            retention_ns: config.limits.retention.as_nanos() as u64,
-        };
-        let mut registry = Registry::new(catalog::families(), |family| config.detail.of(family.name), limits);
-        let patience = Patience {
-            path_ns: PATH_PATIENCE.as_nanos() as u64,
-            pod_ns: config.kubernetes.identity_timeout.as_nanos() as u64,
-            container_ns: CONTAINER_PATIENCE.as_nanos() as u64,
-            orphans: MOST_ORPHANS,
-        };
-        let attribution = Attribution::new(plan.slots, patience, &mut registry, &identifier);
-
-        // From here on no cgroup is born without a slot; the walk then gives the older ones theirs, before any event is
-        // counted.
-        for probe in catalog::PROBES {
-            if probe.name == catalog::cgroup::PROBE.name {
-                kernel.attach(probe);
-                adopt(&hierarchy.walk(MOST_CGROUPS)?, &mut drain)?;
-            } else if probe.name == catalog::syscalls::PROBE.name {
-                if let Err(reason) = kernel.adopt_tasks() {
-                    tracing::info!(
-                        reason,
-                        "tasks older than the agent are met when they next return from a system call"
-                    );
-                }
-                kernel.attach(probe);
-            } else {
-                kernel.attach(probe);
-            }
-        }
-        check_probes(kernel.hooks(), &config.kernel.required_probes)?;
+        let mut registry = start::registry(config);
+        let attribution = Attribution::new(plan.slots, start::patience(config), &mut registry, &identifier);
+        start::attach(&mut kernel, &mut drain, &hierarchy)?;
+        probes::check(kernel.hooks(), &config.kernel.required_probes)?;
         let mut engine = Engine {
             kernel,
             drain,
@@ -208,7 +108,7 @@ impl Engine {
     ///
     /// # Errors
     /// The kernel refused access to a map; the next pass sees the same counts.
-    pub fn pass(&mut self) -> Result<Report, DrainError> {
+    pub fn pass(&mut self) -> Result<Report, MapAccessError> {
         let begun = monotonic_ns();
         self.drain.pass(&mut self.kernel, begun, &mut self.batch)?;
         self.attribution.apply(&self.batch, &mut self.registry, &self.identifier);
@@ -237,7 +137,7 @@ impl Engine {
     ///
     /// # Errors
     /// The kernel refused access to a map.
-    pub fn finish(&mut self) -> Result<Report, DrainError> {
+    pub fn finish(&mut self) -> Result<Report, MapAccessError> {
         // The last moments of running tasks are accounted while switches still are.
         self.pass()?;
         self.audit.close();
@@ -264,9 +164,9 @@ impl Engine {
     /// # Errors
     /// A rule that makes no sense, or the kernel refused access to a map. The old rules stay.
     pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
-        let reloaded = Reloaded::read(config)?;
+        let (rules, users) = start::read_rules(config)?;
         self.pass()?;
-        self.identifier.reload(reloaded);
+        self.identifier.reload(rules, users);
         self.attribution.resolve(monotonic_ns(), &mut self.registry, &self.identifier);
         Ok(())
     }
@@ -360,15 +260,10 @@ impl Engine {
                     ?cpu_stat,
                     ?metered,
                     ratio,
-                    "CPU time of a cgroup is not the kernel's own account"
+                    "a cgroup's CPU time differs from cpu.stat"
                 );
             } else {
-                tracing::debug!(
-                    cgroup,
-                    ?cpu_stat,
-                    ?metered,
-                    "CPU time of a cgroup agrees with the kernel's own account"
-                );
+                tracing::debug!(cgroup, ?cpu_stat, ?metered, "a cgroup's CPU time agrees with cpu.stat");
             }
         }
     }
@@ -386,10 +281,10 @@ impl Engine {
         }
     }
 
-    /// Gives slots to cgroups that found none, and buries slots whose cgroup went unseen: gone in two looks in a row.
-    fn reconcile(&mut self) -> Result<(), DrainError> {
+    /// Gives slots to cgroups that found none, and ends slots whose cgroup's removal went unseen: gone in two looks in a row.
+    fn reconcile(&mut self) -> Result<(), MapAccessError> {
         let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return Ok(()) };
-        adopt(&walk, &mut self.drain)?;
+        start::adopt(&walk, &mut self.drain)?;
         if walk.truncated {
             return Ok(());
         }
@@ -401,7 +296,7 @@ impl Engine {
             .map(|(slot, _)| slot)
             .collect();
         for slot in missing.intersection(&self.missing) {
-            self.drain.bury(*slot)?;
+            self.drain.mark_dead(*slot)?;
         }
         self.missing = missing;
         Ok(())
@@ -410,62 +305,3 @@ impl Engine {
 
 /// The root of the hierarchy (its kernfs node is the first).
 const ROOT_CGROUP: u64 = 1;
-
-fn adopt(walk: &Walk, drain: &mut Drain) -> Result<(), DrainError> {
-    for entry in walk.entries.iter().filter(|entry| entry.id != ROOT_CGROUP) {
-        drain.adopt(entry.id, entry.parent_id, &entry.name)?;
-    }
-    if walk.truncated {
-        tracing::warn!(
-            limit = MOST_CGROUPS,
-            "more cgroups than are read at once: the rest is billed to the overflow slot"
-        );
-    }
-    Ok(())
-}
-
-/// A probe counts as attached when each of its hooks that it cannot do without is.
-pub fn probe_failure(hooks: &[HookStatus], probe: &str) -> Option<String> {
-    hooks
-        .iter()
-        .find(|status| status.probe.name == probe && !status.hook.optional && !status.reason.is_empty())
-        .map(|status| format!("`{}`: {}", status.program, status.reason))
-}
-
-/// What an attached probe may miss, and why.
-pub fn probe_caveat(hooks: &[HookStatus], probe: &str) -> Option<String> {
-    hooks
-        .iter()
-        .find(|status| status.probe.name == probe && status.reason.is_empty() && !status.caveat.is_empty())
-        .map(|status| format!("`{}`: {}", status.program, status.caveat))
-}
-
-fn check_probes(hooks: &[HookStatus], required: &[String]) -> Result<(), StartError> {
-    for probe in required {
-        if let Some(reason) = probe_failure(hooks, probe) {
-            return Err(StartError::Required(probe.clone(), reason));
-        }
-    }
-    let failures: Vec<_> =
-        catalog::PROBES.iter().filter_map(|probe| probe_failure(hooks, probe.name)).collect();
-    if failures.len() == catalog::PROBES.len() {
-        return Err(StartError::Blind(failures[0].clone()));
-    }
-    for status in hooks.iter().filter(|status| !status.reason.is_empty()) {
-        tracing::warn!(
-            probe = status.probe.name,
-            hook = status.hook.program,
-            reason = status.reason,
-            "a hook could not attach: what it counts is missing"
-        );
-    }
-    for status in hooks.iter().filter(|status| !status.caveat.is_empty() && status.reason.is_empty()) {
-        tracing::warn!(
-            probe = status.probe.name,
-            hook = status.program,
-            reason = status.caveat,
-            "a hook may miss events"
-        );
-    }
-    Ok(())
-}

@@ -42,7 +42,8 @@ pub fn run(
     let passes = grown("kernmeter_drain_duration_seconds_count");
     let drained = grown("kernmeter_drain_duration_seconds_sum");
     println!(
-        "\nthe agent itself, {cgroups} active cgroups more, draining every second, {passes} drains in {wall:.0} s"
+        "\n{}: {cgroups} active cgroups more, draining every second, {passes} drains in {wall:.0} s",
+        subject.name()
     );
     println!("  CPU time per drain, everything included     {:.2} ms", cpu / passes * 1e3);
     println!("  duration of a drain                         {:.2} ms", drained / passes * 1e3);

@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Short, so that a round usually fits between two interruptions; the median over rounds passes over the others.
 const CALLS: u32 = 2_000;
 const ROUND_TRIPS: u32 = 100;
+/// Calls of `sched_yield` in a round, as many by each of two processes.
+const YIELDS: u32 = 200;
+/// Yields between two processes at the same priority of this policy always switch; the default policy may go on.
+const YIELDING: libc::c_int = libc::SCHED_FIFO;
 /// The token of a round in which each relay only reads and writes.
 const PLAIN: u8 = b'p';
 /// The token of a round in which each relay also makes [`BUSY_CALLS`] calls and as many failing ones.
@@ -22,8 +26,8 @@ const BUSY: u8 = b'b';
 /// More calls of a relay in a busy round.
 const BUSY_CALLS: u32 = 10;
 
-/// Serves commands until standard input ends:
-/// `syscall ROUNDS`, `switch ROUNDS`, `ring SIZE DIR`, `hop ROUNDS`, `busy ROUNDS`. One line of answer each: the readings in nanoseconds.
+/// Serves commands until standard input ends: `call ROUNDS`, `yield ROUNDS`, `pipe ROUNDS`, `ring SIZE DIR`, `hop ROUNDS`,
+/// `busy ROUNDS`. One line of answer each: the readings in nanoseconds.
 pub fn serve() -> Result<()> {
     let mut peer = Ring::new(1, None)?;
     let mut ring = None;
@@ -33,9 +37,10 @@ pub fn serve() -> Result<()> {
         let command = words.next().unwrap_or_default();
         let number: u32 = words.next().unwrap_or_default().parse()?;
         let readings = match (command, &mut ring) {
-            ("syscall", _) => (0..number).map(|_| Ok(syscalls())).collect::<Result<Vec<_>>>()?,
+            ("call", _) => (0..number).map(|_| Ok(calls())).collect::<Result<Vec<_>>>()?,
+            ("yield", _) => yields(number)?,
             // Both directions of a round trip are one switch each.
-            ("switch", _) => {
+            ("pipe", _) => {
                 (0..number).map(|_| Ok(peer.round(PLAIN, ROUND_TRIPS)? / 2.0)).collect::<Result<Vec<_>>>()?
             }
             ("ring", _) => {
@@ -56,12 +61,74 @@ pub fn serve() -> Result<()> {
 }
 
 /// Nanoseconds per getppid.
-fn syscalls() -> f64 {
+fn calls() -> f64 {
     let begin = Instant::now();
     for _ in 0..CALLS {
         black_box(parent_id());
     }
     begin.elapsed().as_nanos() as f64 / f64::from(CALLS)
+}
+
+/// Nanoseconds per switch to a process that is ready to run anyway: nobody is woken.
+fn yields(rounds: u32) -> Result<Vec<f64>> {
+    let mut other = Command::new(std::env::current_exe()?)
+        .arg("yielder")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("start a yielder")?;
+    let mut to = other.stdin.take().context("no stdin")?;
+    policy(YIELDING, 1)?;
+    let mut round = || {
+        // It becomes ready to run here, and runs from our first yield on.
+        to.write_all(&[PLAIN])?;
+        let before = switches()?;
+        let begin = Instant::now();
+        for _ in 0..YIELDS {
+            std::thread::yield_now();
+        }
+        let elapsed = begin.elapsed().as_nanos() as f64;
+        let made = switches()? - before;
+        // The other one leaves last in most rounds: it is still to wait for the next byte.
+        ensure!(made + 1 >= u64::from(YIELDS), "{YIELDS} yields made only {made} switches");
+        Ok(elapsed / f64::from(2 * YIELDS))
+    };
+    let readings = (0..rounds).map(|_| round()).collect::<Result<Vec<_>>>();
+    policy(libc::SCHED_OTHER, 0)?;
+    drop(to);
+    other.wait().context("wait for the yielder")?;
+    readings
+}
+
+/// For each byte, yields as often as [`yields`] does.
+pub fn yielder() -> Result<()> {
+    policy(YIELDING, 1)?;
+    let mut from = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let mut byte = [0];
+    while from.read(&mut byte)? == 1 {
+        for _ in 0..YIELDS {
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+/// Sets the scheduling policy of this process.
+fn policy(policy: libc::c_int, priority: libc::c_int) -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the parameters are read during the call only.
+    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()).context("set the scheduling policy") }
+}
+
+/// Switches away from this process so far, although it could have run on.
+fn switches() -> Result<u64> {
+    // SAFETY: all zero is a value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one `rusage`, which there is.
+    let done = unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    ensure!(done == 0, "getrusage: {}", std::io::Error::last_os_error());
+    Ok(usage.ru_nivcsw as u64)
 }
 
 /// Processes that pass a byte on from pipe to pipe, from us and back to us.

@@ -1,9 +1,6 @@
 //! In: the agent's release build and an API server in this process; out: what knowing a node's pods costs the agent, with
-//! far more of them than a node has. Judges nothing but that no event is lost.
-//!
-//! `pods [--quick]`: 5,000 pods; 100 events a second for a minute, or for ten seconds.
+//! far more of them than a node has: 5,000 pods, 100 events a second. Judges nothing but that no event is lost.
 
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -13,21 +10,6 @@ use kernmeter_tests::{Agent, Scrape, Settings};
 const NODE: &str = "node-a";
 const PODS: usize = 5000;
 const EVENTS_PER_SECOND: u32 = 100;
-
-fn main() -> ExitCode {
-    let quick = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
-        [] => Ok(false),
-        [word] if word == "--quick" => Ok(true),
-        _ => Err(anyhow::anyhow!("usage: pods [--quick]")),
-    };
-    match quick.and_then(measure) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
 
 fn pod(number: usize, restarts: usize) -> PodSpec {
     let id = |container: usize| format!("{:064x}", (number * 4 + container) * 1000 + restarts);
@@ -81,9 +63,10 @@ fn mib(scrape: &Scrape) -> f64 {
     scrape.sum("process_resident_memory_bytes", &[]) / f64::from(1 << 20)
 }
 
-fn measure(quick: bool) -> Result<()> {
+/// Prints CPU time and memory without pods, with pods and while they change.
+pub fn run(quick: bool) -> Result<()> {
     let (rest, seconds) = if quick { (5, 10) } else { (30, 60) };
-    println!("pods of one node, {PODS} of them; then {EVENTS_PER_SECOND} events a second for {seconds} s");
+    println!("\npods of one node, {PODS} of them; then {EVENTS_PER_SECOND} events a second for {seconds} s");
 
     let agent = start("pods: off")?;
     let span = Span::begin(&agent)?;

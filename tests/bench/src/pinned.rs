@@ -32,13 +32,18 @@ impl Pinned {
     }
 
     /// Nanoseconds per system call: one median of many short rounds.
-    pub fn syscall(&mut self, rounds: u32) -> Result<f64> {
-        self.ask(&format!("syscall {rounds}")).map(median)
+    pub fn call(&mut self, rounds: u32) -> Result<f64> {
+        self.ask(&format!("call {rounds}")).map(median)
     }
 
-    /// Nanoseconds per switch between two processes.
+    /// Nanoseconds per switch to a process that is ready to run, made by a call.
     pub fn switch(&mut self, rounds: u32) -> Result<f64> {
-        self.ask(&format!("switch {rounds}")).map(median)
+        self.ask(&format!("yield {rounds}")).map(median)
+    }
+
+    /// Nanoseconds per byte through a pipe to a process that waits for it.
+    pub fn pipe(&mut self, rounds: u32) -> Result<f64> {
+        self.ask(&format!("pipe {rounds}")).map(median)
     }
 
     /// Starts a process in each of the cgroups `dir/0`, `dir/1`, ...

@@ -1,10 +1,7 @@
 //! In: tenant rules, user names, what was told of pods; out: whose a cgroup path is and how sure that is. Counts nothing.
 
-use crate::attribute::{Certainty, Identify, Identity};
-use crate::config::Config;
-use crate::identity::pods::{Event, PodCache, PodFacts, Wanted};
-use crate::identity::rules::RuleError;
-use crate::identity::{CgroupFacts, Rules, Users, Verdict, describe};
+use super::pods::{Event, PodCache, PodFacts, Wanted};
+use super::{Certainty, CgroupFacts, Identify, Identity, Rules, Users, Verdict, describe};
 
 /// What will be told of pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,23 +12,6 @@ pub enum PodKnowledge {
     Names,
     /// Their containers, labels and annotations too, and their namespaces'.
     Everything,
-}
-
-/// What a reload reads anew.
-pub struct Reloaded {
-    rules: Rules,
-    users: Users,
-}
-
-impl Reloaded {
-    /// Compiles the rules of a configuration and reads the user names.
-    ///
-    /// # Errors
-    /// A rule that makes no sense; a checked configuration has none.
-    pub fn read(config: &Config) -> Result<Reloaded, RuleError> {
-        let users = Users::parse(&std::fs::read("/etc/passwd").unwrap_or_default());
-        Ok(Reloaded { rules: Rules::compile(&config.tenants)?, users })
-    }
 }
 
 /// Rules and user names as of the last load, and what was told of pods.
@@ -60,8 +40,7 @@ enum Lists {
 
 impl Identifier {
     /// Knows no pods yet.
-    pub fn new(loaded: Reloaded, knowledge: PodKnowledge) -> Identifier {
-        let Reloaded { rules, users } = loaded;
+    pub fn new(rules: Rules, users: Users, knowledge: PodKnowledge) -> Identifier {
         let wants_namespaces = knowledge == PodKnowledge::Everything && rules.wanted().namespaces();
         let (pods, lists) = (PodCache::default(), Lists::Fresh);
         Identifier { rules, users, knowledge, pods, wants_namespaces, lists, generation: 0 }
@@ -69,11 +48,10 @@ impl Identifier {
 
     /// Applies new rules and user names. If the rules look at labels that were not asked for before, pods count as unknown
     /// until they have been listed again.
-    pub fn reload(&mut self, loaded: Reloaded) {
-        if self.knowledge == PodKnowledge::Everything && loaded.rules.wanted() != self.rules.wanted() {
+    pub fn reload(&mut self, rules: Rules, users: Users) {
+        if self.knowledge == PodKnowledge::Everything && rules.wanted() != self.rules.wanted() {
             self.lists = Lists::Awaited;
         }
-        let Reloaded { rules, users } = loaded;
         self.wants_namespaces = self.knowledge == PodKnowledge::Everything && rules.wanted().namespaces();
         (self.rules, self.users) = (rules, users);
         self.generation += 1;
@@ -155,13 +133,19 @@ mod tests {
     use super::*;
     use crate::identity::UNKNOWN;
     use crate::identity::pods::{Container, Namespace, Phase, Pod};
-    use crate::known;
+    use crate::identity::rules::{AllowSpec, MatchSpec, Outcome, RuleSet, RuleSpec};
 
     const UID: &str = "0f859f0d-7d3f-4e6a-9cf2-6b3e5a6d2c11";
 
-    fn reloaded(yaml: &str) -> Reloaded {
-        let config = known(|known| Config::parse(yaml, "f.yaml", known)).expect(yaml);
-        Reloaded::read(&config).expect(yaml)
+    /// The built-in rules, behind one that gives a tenant.
+    fn rules(condition: MatchSpec, tenant: &str, allow: Option<Vec<AllowSpec>>) -> Rules {
+        let rule = RuleSpec { matches: condition, outcome: Outcome::Tenant(tenant.into()), allow };
+        Rules::compile(&RuleSet { rules: vec![rule], ..RuleSet::default() }).expect("a valid rule")
+    }
+
+    fn built_in(knowledge: PodKnowledge) -> Identifier {
+        let rules = Rules::compile(&RuleSet::default()).expect("the built-in rules are valid");
+        Identifier::new(rules, Users::default(), knowledge)
     }
 
     fn pod(labels: &[(&str, &str)], containers: &[(&str, &str)]) -> Pod {
@@ -199,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_pod_is_unknown_then_nameless_then_settled() {
-        let mut identifier = Identifier::new(reloaded(""), PodKnowledge::Everything);
+        let mut identifier = built_in(PodKnowledge::Everything);
         assert_eq!(
             asked(&identifier, "a"),
             (UNKNOWN.into(), format!("/{UID}/aaaaaaaaaaaa"), Certainty::PodUnknown)
@@ -221,19 +205,20 @@ mod tests {
 
     #[test]
     fn directories_name_no_containers() {
-        let mut identifier = Identifier::new(reloaded(""), PodKnowledge::Names);
+        let mut identifier = built_in(PodKnowledge::Names);
         listed(&mut identifier, pod(&[], &[]));
         assert_eq!(asked(&identifier, "a").2, Certainty::Settled);
-        let mut without = Identifier::new(reloaded(""), PodKnowledge::None);
+        let mut without = built_in(PodKnowledge::None);
         listed(&mut without, pod(&[], &[]));
         assert_eq!(asked(&without, "a").2, Certainty::Settled);
     }
 
     #[test]
     fn a_rule_on_namespaces_is_not_passed_over_before_they_are_known() {
-        let rules =
-            "tenants: {rules: [{match: {namespace_labels: {team: '{team}'}}, tenant: 'team-{team}'}]}";
-        let mut identifier = Identifier::new(reloaded(rules), PodKnowledge::Everything);
+        let condition =
+            MatchSpec { namespace_labels: [("team".into(), "{team}".into())].into(), ..MatchSpec::default() };
+        let rules = rules(condition, "team-{team}", None);
+        let mut identifier = Identifier::new(rules, Users::default(), PodKnowledge::Everything);
         listed(&mut identifier, pod(&[], &[("a", "main")]));
         assert_eq!(
             asked(&identifier, "a"),
@@ -253,11 +238,15 @@ mod tests {
 
     #[test]
     fn labels_wanted_anew_are_waited_for() {
-        let mut identifier = Identifier::new(reloaded(""), PodKnowledge::Everything);
+        let mut identifier = built_in(PodKnowledge::Everything);
         listed(&mut identifier, pod(&[], &[("a", "main")]));
-        let rules = "tenants: {rules: [{match: {pod_labels: {app: '{app}'}}, tenant: 'app-{app}', \
-                     allow: [{tenants: ['app-*'], namespaces: [shop]}]}]}";
-        identifier.reload(reloaded(rules));
+        let by_label = || {
+            let condition =
+                MatchSpec { pod_labels: [("app".into(), "{app}".into())].into(), ..MatchSpec::default() };
+            let allow = AllowSpec { tenants: vec!["app-*".into()], namespaces: vec!["shop".into()] };
+            rules(condition, "app-{app}", Some(vec![allow]))
+        };
+        identifier.reload(by_label(), Users::default());
         assert_eq!(asked(&identifier, "a").2, Certainty::PodUnknown);
         // A list that was under way does not count, nor does a change of one pod.
         identifier.learn(Event::ListComplete, 3);
@@ -269,7 +258,7 @@ mod tests {
             asked(&identifier, "a"),
             ("app-till".into(), "shop/web-1/main".into(), Certainty::Settled)
         );
-        identifier.reload(reloaded(rules));
+        identifier.reload(by_label(), Users::default());
         assert_eq!(asked(&identifier, "a").2, Certainty::Settled, "the same labels as before");
     }
 }

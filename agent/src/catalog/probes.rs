@@ -1,0 +1,219 @@
+//! In: nothing; out: every probe, declared once: hooks, families, columns. Knows no values.
+//!
+//! A new probe is a module of programs in `agent-ebpf`, its declaration here with a place in [`PROBES`], and a test.
+
+use std::mem::offset_of;
+
+use kernmeter_abi::{ErrnoRow, SlotRow, SyscallRow};
+
+use super::column::{Cells, Column, Label, NO_ROW, RowKind, histogram, number, optional};
+use super::family::Family;
+use super::probe::{Hook, Probe, Stage};
+use super::quantity;
+
+/// Every probe, in the order they are attached.
+pub static PROBES: &[&Probe] = &[&CGROUP, &PROCESS, &SCHEDULER, &SYSCALLS];
+
+const NEEDS_TASK_STATE: &str =
+    "Linux 5.10: BTF; from 5.13 on the kernel keeps the state of tasks, before a table does";
+
+/// Tasks moved into a workload.
+pub static MOVES: Family = Family::counter(
+    "kernmeter_task_moves",
+    "Moves of a task, or of a process with all its threads, into a cgroup of the workload. The new workload is billed \
+     for the CPU time, waits and switches of a moved task at once, and for its calls from the next one on.",
+);
+
+/// Workloads and their slots.
+pub static CGROUP: Probe = Probe {
+    name: "cgroup",
+    summary: "workloads: a slot for each cgroup from its creation to its last count",
+    needs: "Linux 5.5: BTF tracepoints; cgroup v2 or hybrid",
+    cost: "about 1 us per cgroup created",
+    stage: Stage::Cgroups,
+    by_default: true,
+    hooks: &[
+        Hook::new("cgroup_mkdir", "cgroup_mkdir(struct cgroup *cgrp, const char *path), since 4.16"),
+        Hook::new("cgroup_rmdir", "cgroup_rmdir(struct cgroup *cgrp, const char *path), since 4.16"),
+        Hook::new(
+            "cgroup_attach",
+            "cgroup_attach_task(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup), \
+             since 4.16",
+        )
+        .optional(),
+        Hook::new(
+            "cgroup_transfer",
+            "cgroup_transfer_tasks(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup), \
+             since 4.16",
+        )
+        .optional(),
+    ],
+    families: &[&MOVES],
+    columns: &[number!(Slot, SlotRow.moved_in => MOVES [], quantity::MOVES)],
+};
+
+/// New processes.
+pub static FORKED: Family =
+    Family::counter("kernmeter_processes_forked", "Processes created, billed to the workload they start in.");
+/// New threads.
+pub static THREADS: Family =
+    Family::counter("kernmeter_threads_started", "Threads created in existing processes.");
+/// Programs executed.
+pub static EXEC: Family = Family::counter("kernmeter_processes_exec", "Programs executed.");
+/// Processes gone.
+pub static EXITED: Family =
+    Family::counter("kernmeter_processes_exited", "Processes whose last thread ended.");
+/// Live tasks.
+pub static TASKS: Family = Family::gauge(
+    "kernmeter_tasks",
+    "Live tasks (threads). A task moved to another cgroup is counted there once it runs or makes a system call.",
+);
+
+/// Processes and threads.
+pub static PROCESS: Probe = Probe {
+    name: "process",
+    summary: "processes and threads: created, executed, ended, alive",
+    needs: NEEDS_TASK_STATE,
+    cost: "about 200 ns per fork",
+    stage: Stage::Tasks,
+    by_default: true,
+    hooks: &[
+        Hook::new(
+            "process_fork",
+            "sched_process_fork(struct task_struct *parent, struct task_struct *child), since 2.6.32",
+        ),
+        Hook::new(
+            "process_exec",
+            "sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm), since 3.4",
+        )
+        .raw("raw_exec")
+        .event("event_exec", "sched", None)
+        .optional(),
+        Hook::new(
+            "process_exit",
+            "sched_process_exit(struct task_struct *p, bool group_dead), since 6.16; without group_dead before",
+        )
+        .raw("raw_exit")
+        .event("event_exit", "sched", Some(("trace_event_raw_sched_process_exit", "group_dead", 32)))
+        .optional(),
+    ],
+    families: &[&FORKED, &THREADS, &EXEC, &EXITED, &TASKS],
+    columns: &[
+        number!(Slot, SlotRow.forked => FORKED [], quantity::FORKED),
+        number!(Slot, SlotRow.threads => THREADS [], quantity::THREADS),
+        number!(Slot, SlotRow.exec => EXEC [], quantity::EXECUTED),
+        number!(Slot, SlotRow.exited => EXITED [], quantity::EXITED),
+        number!(Slot, SlotRow.tasks => TASKS []),
+    ],
+};
+
+/// Time on a CPU.
+pub static CPU: Family = Family::seconds(
+    "kernmeter_cpu_seconds",
+    "Time tasks ran on a CPU, as the scheduler counts it: without interrupts and time stolen by a hypervisor.",
+);
+/// Waits for a CPU.
+pub static WAIT: Family = Family::durations(
+    "kernmeter_runqueue_wait_seconds",
+    "Time from runnable (woken, preempted or created) to running.",
+);
+/// Time blocked, by system call.
+pub static BLOCKED: Family = Family::seconds(
+    "kernmeter_blocked_seconds",
+    "Time tasks were blocked, by the system call they blocked in; counted when they wake. `none`: outside any call (page \
+     faults, stops), not for kernel threads.",
+)
+.by(&["syscall", "abi"]);
+/// Switches off a CPU.
+pub static SWITCHES: Family = Family::counter(
+    "kernmeter_context_switches",
+    "Switches away from a task: voluntary when it blocked or exited, involuntary when it could have gone on.",
+)
+.by(&["kind"]);
+/// Moves to another CPU.
+pub static MIGRATIONS: Family = Family::counter("kernmeter_migrations", "Moves of tasks to another CPU.");
+
+/// Who runs, waits for a CPU, is blocked.
+pub static SCHEDULER: Probe = Probe {
+    name: "scheduler",
+    summary: "CPU time, run-queue wait, time blocked, context switches, migrations",
+    needs: NEEDS_TASK_STATE,
+    cost: "about 580 ns per context switch with one wake-up on a mitigated 2-core VM, 300 of them above empty programs",
+    stage: Stage::Tasks,
+    by_default: true,
+    hooks: &[
+        Hook::new(
+            "sched_switch",
+            "sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state), since \
+             5.18; without prev_state before",
+        )
+        .raw("raw_switch"),
+        Hook::new("sched_wakeup", "sched_wakeup(struct task_struct *p), since 4.4"),
+        Hook::new("wakeup_new", "sched_wakeup_new(struct task_struct *p), since 4.4"),
+        Hook::new("sched_migrate", "sched_migrate_task(struct task_struct *p, int dest_cpu), since 2.6.32")
+            .optional(),
+    ],
+    families: &[&CPU, &WAIT, &BLOCKED, &SWITCHES, &MIGRATIONS],
+    columns: &[
+        number!(Slot, SlotRow.cpu_ns => CPU [], quantity::CPU_TIME),
+        histogram!(Slot, SlotRow.(wait_ns, wait_buckets) => WAIT [],
+            sum quantity::WAIT_TIME, events quantity::WAITS),
+        number!(Slot, SlotRow.voluntary => SWITCHES [Label::Fixed("voluntary")], quantity::SWITCHES),
+        number!(Slot, SlotRow.involuntary => SWITCHES [Label::Fixed("involuntary")], quantity::SWITCHES),
+        number!(Slot, SlotRow.migrations => MIGRATIONS [], quantity::MIGRATIONS),
+        number!(Syscall, SyscallRow.blocked_ns => BLOCKED [Label::Syscall, Label::Abi], quantity::BLOCKED_TIME),
+        number!(Slot, SlotRow.blocked_other_ns => BLOCKED [Label::Fixed("none"), Label::Fixed("none")],
+            quantity::BLOCKED_TIME),
+        number!(Slot, SlotRow.overflow_blocked_ns => BLOCKED [NO_ROW, NO_ROW], quantity::BLOCKED_TIME),
+    ],
+};
+
+/// Calls, by system call.
+pub static CALLS: Family =
+    Family::counter("kernmeter_syscalls", "System calls entered.").by(&["syscall", "abi"]);
+/// Errors, by system call and errno.
+pub static ERRORS: Family = Family::counter(
+    "kernmeter_syscall_errors",
+    "System calls that returned an error. ERESTART* are calls interrupted by a signal, as the kernel sees them.",
+)
+.by(&["syscall", "abi", "errno"]);
+/// Durations, by system call.
+pub static DURATION: Family = Family::durations(
+    "kernmeter_syscall_duration_seconds",
+    "Time from entry to return of system calls that returned, waiting included.",
+)
+.by(&["syscall", "abi"]);
+/// Finished calls outside the histograms.
+pub static UNMEASURED: Family = Family::counter(
+    "kernmeter_syscalls_unmeasured",
+    "System calls that returned but are in no duration histogram, because no kernel row was free for them.",
+);
+
+/// System calls.
+pub static SYSCALLS: Probe = Probe {
+    name: "syscalls",
+    summary: "system calls: count, errors, latency",
+    needs: NEEDS_TASK_STATE,
+    cost: "about 255 ns per system call on a mitigated 2-core VM, 110 of them above empty programs",
+    stage: Stage::Events,
+    by_default: true,
+    hooks: &[
+        Hook::new("sys_enter", "sys_enter(struct pt_regs *regs, long id), since 2.6.32")
+            .raw("raw_sys_enter")
+            .event("event_sys_enter", "raw_syscalls", Some(("trace_event_raw_sys_enter", "id", 8))),
+        Hook::new("sys_exit", "sys_exit(struct pt_regs *regs, long ret), since 2.6.32")
+            .raw("raw_sys_exit")
+            .event("event_sys_exit", "raw_syscalls", Some(("trace_event_raw_sys_exit", "ret", 16))),
+    ],
+    families: &[&CALLS, &ERRORS, &DURATION, &UNMEASURED],
+    columns: &[
+        number!(Syscall, SyscallRow.calls => CALLS [Label::Syscall, Label::Abi], quantity::CALLS),
+        number!(Slot, SlotRow.overflow_calls => CALLS [NO_ROW, NO_ROW], quantity::CALLS),
+        number!(Errno, ErrnoRow.errors => ERRORS [Label::Syscall, Label::Abi, Label::Errno], quantity::ERRORS),
+        number!(Syscall, SyscallRow.other_errors => ERRORS [Label::Syscall, Label::Abi, NO_ROW], quantity::ERRORS),
+        number!(Slot, SlotRow.overflow_errors => ERRORS [NO_ROW, NO_ROW, NO_ROW], quantity::ERRORS),
+        histogram!(Syscall, SyscallRow.(sum_ns, buckets) => DURATION [Label::Syscall, Label::Abi],
+            events quantity::RETURNS),
+        number!(Slot, SlotRow.overflow_done => UNMEASURED [], quantity::RETURNS),
+    ],
+};
