@@ -31,9 +31,10 @@ fn check(scrape: &Scrape, tenant: &Cgroup) -> Outcome {
     Ok(())
 }
 
-/// Waits until a process has run for so long since it was looked at first.
-fn let_run(workload: &Workload, seconds: f64) -> Outcome {
+/// Lets a workload go on, and waits until it has run for so long since.
+fn let_run(workload: &mut Workload, seconds: f64) -> Outcome {
     let begin = task_times(workload.pid())?.cpu;
+    workload.go()?;
     let until = Instant::now() + Duration::from_secs(20);
     while task_times(workload.pid())?.cpu < begin + seconds {
         ensure!(Instant::now() < until, "the workload gets no CPU time");
@@ -49,8 +50,7 @@ fn cpu_of_a_task_that_moves_in_a_call() -> Outcome {
         let agent = Agent::start(&Settings::new(&hierarchy))?;
         let (old, new) = (hierarchy.tenant("old")?, hierarchy.tenant("new")?);
         let mut workload = Workload::spawn(&old, &["long-call", "--mb", "1000"])?;
-        workload.go()?;
-        let_run(&workload, 0.3)?;
+        let_run(&mut workload, 0.3)?;
         new.enter(workload.pid())?;
         workload.results()?;
         let scrape = agent.fresh()?;
@@ -75,8 +75,7 @@ fn cpu_of_a_task_that_moves_while_it_runs() -> Outcome {
         let mut workload = Workload::spawn(&old, &args)?;
         workload.go()?;
         workload.results()?;
-        workload.go()?;
-        let_run(&workload, 0.3)?;
+        let_run(&mut workload, 0.3)?;
         new.enter(workload.pid())?;
         workload.results()?;
         let scrape = agent.fresh()?;
