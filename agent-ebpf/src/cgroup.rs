@@ -10,8 +10,7 @@ use kernmeter_abi::{
 
 use crate::kernel::{self, Cgroup, Task};
 use crate::maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS};
-use crate::task::TaskState;
-use crate::{row, slot};
+use crate::{row, slot, task};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
@@ -141,9 +140,9 @@ fn moved(ctx: &BtfTracePointContext) {
         row::add_atomic(&mut row.moved_in, 1);
     }
     // Of a whole process only its leader is told: its other threads pay where they are from the next switch or pass on.
-    let task = Task(ctx.arg(2));
-    if let Some(state) = TaskState::find(task) {
-        state.moved(task);
+    let leader = Task(ctx.arg(2));
+    if let Some(state) = task::find(leader) {
+        state.moved_runtime_ns = leader.runtime();
     }
 }
 

@@ -8,8 +8,7 @@ use kernmeter_abi::{Loss, Total};
 
 use crate::kernel::Task;
 use crate::maps::CPU_SINCE;
-use crate::task::{self, TaskState};
-use crate::{row, slot};
+use crate::{row, slot, task};
 
 /// Nanoseconds since this CPU was last accounted, which becomes `now`; 0 the first time.
 #[inline(always)]
@@ -28,19 +27,19 @@ pub fn flush_cpu(_: RawTracePointContext) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let elapsed = since_last(now);
-    let task = task::current();
-    if task.pid() == 0 {
+    let current = task::current();
+    if current.pid() == 0 {
         row::count(Total::IdleNs, elapsed);
         return;
     }
-    let (slot, ran) = match TaskState::find(task) {
+    let (slot, ran) = match task::find(current) {
         Some(state) => {
-            let ran = state.take_runtime(task);
-            let payer = state.payer();
-            state.bind_payer(task);
+            let ran = task::take_runtime(state, current);
+            let payer = state.payer.into();
+            task::bind_payer(state, current);
             (payer, ran)
         }
-        None => (slot::of_cgroup(task.cgroup_id()), elapsed),
+        None => (slot::of_cgroup(current.cgroup_id()), elapsed),
     };
     row::charge_cpu(slot, ran);
 }
@@ -59,7 +58,7 @@ pub fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
     if !task.is_null() && !Task(task).is_dead() {
-        if TaskState::find_or_create(Task(task)).is_none() {
+        if task::find_or_create(Task(task)).is_none() {
             row::lose(Loss::TaskStateFailed);
         }
     }

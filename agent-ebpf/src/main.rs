@@ -5,17 +5,8 @@
 #![allow(internal_features, reason = "core::sync::atomic lacks fetch_add on this target")]
 #![allow(missing_docs, reason = "programs are entry points of the kernel, not an API")]
 
-mod cgroup;
-mod event;
-mod flush;
-mod kernel;
-mod maps;
-mod process;
-mod row;
-mod scheduler;
-mod slot;
-mod syscalls;
-mod task;
+// Every other file of this folder is a module: one of programs for each phenomenon, and what they share.
+automod::dir!("src");
 
 // Helpers that read tasks and BTF pointers are for GPL-compatible programs only.
 #[unsafe(link_section = "license")]

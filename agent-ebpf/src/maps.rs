@@ -4,9 +4,8 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, Queue};
 use aya_ebpf::macros::btf_map;
+use kernmeter_abi::task::TaskState;
 use kernmeter_abi::{CgroupRef, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
-
-use crate::task::TaskState;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 

@@ -6,14 +6,13 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use kernmeter_abi::{Loss, Total};
 
 use crate::kernel::{self, Task};
-use crate::task::{self, TaskState};
-use crate::{event, row, slot};
+use crate::{event, row, task};
 
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`: the child has its cgroup and cannot run yet.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(ctx: BtfTracePointContext) {
     let child = Task(ctx.arg(1));
-    match TaskState::create(child) {
+    match task::create(child) {
         Some(state) => count_new(child, state.slot),
         // Counted when it is woken for the first time.
         None => {
@@ -29,14 +28,6 @@ pub fn count_new(task: Task, slot: u32) {
     row::count_atomic(if is_process { Total::Forked } else { Total::Threads });
     if let Some(row) = row::of_slot(slot) {
         row::add_atomic(if is_process { &mut row.forked } else { &mut row.threads }, 1);
-    }
-}
-
-#[inline(always)]
-fn slot_of(task: Task) -> u32 {
-    match TaskState::find(task) {
-        Some(state) => state.slot,
-        None => slot::of_cgroup(task.cgroup_id()),
     }
 }
 
@@ -63,7 +54,7 @@ pub fn event_exec(_: *mut c_void) -> u32 {
 #[inline(always)]
 fn exec(task: Task) {
     row::count(Total::Exec, 1);
-    if let Some(row) = row::of_slot(slot_of(task)) {
+    if let Some(row) = row::of_slot(task::slot_of(task)) {
         row::add(&mut row.exec, 1);
     }
 }
@@ -106,7 +97,7 @@ fn exit(task: Task, group_dead: bool) {
         return;
     }
     row::count(Total::Exited, 1);
-    if let Some(row) = row::of_slot(slot_of(task)) {
+    if let Some(row) = row::of_slot(task::slot_of(task)) {
         row::add(&mut row.exited, 1);
     }
 }

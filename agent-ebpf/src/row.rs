@@ -1,4 +1,5 @@
 //! In: a shard-relative index; out: counters and the ways to add to them. Knows no hooks.
+use kernmeter_abi::task::ROW_OVERFLOW;
 use kernmeter_abi::{Loss, SlotRow, SyscallRow, Total};
 
 use crate::kernel;
@@ -6,11 +7,6 @@ use crate::maps::{
     ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
     TOTALS,
 };
-
-/// Row of a task outside any syscall.
-pub const ROW_NONE: u32 = u32::MAX;
-/// Row of a call that found no row: counted in its slot's overflow fields.
-pub const ROW_OVERFLOW: u32 = u32::MAX - 1;
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;

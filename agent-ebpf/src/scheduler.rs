@@ -2,12 +2,11 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use kernmeter_abi::task::{ROW_NONE, TaskState};
 use kernmeter_abi::{Loss, Total};
 
 use crate::kernel::{self, Task};
-use crate::row::{self, ROW_NONE};
-use crate::task::{self, TaskState};
-use crate::{flush, process, slot};
+use crate::{flush, process, row, slot, task};
 
 /// `TASK_DEAD` of `include/linux/sched.h`.
 const TASK_DEAD: u32 = 0x80;
@@ -33,8 +32,8 @@ pub fn raw_switch(ctx: RawTracePointContext) {
     let prev = task::current();
     let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
     // No switch to the task was seen: it pays for its time where it is now.
-    if let Some(state) = TaskState::find(prev) {
-        state.bind_payer(prev);
+    if let Some(state) = task::find(prev) {
+        task::bind_payer(state, prev);
     }
     leave(prev, ctx.arg(0), prev_state);
 }
@@ -58,11 +57,11 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
     // A task preempted on its way to sleep stays on the run queue.
     let runnable = preempt || task_state == 0;
     row::count(if runnable { Total::SwitchInvoluntary } else { Total::SwitchVoluntary }, 1);
-    let mut state = TaskState::find(task);
+    let mut state = task::find(task);
     let (slot, ran) = match &mut state {
         Some(state) => {
-            let ran = state.take_runtime(task);
-            (state.payer(), ran)
+            let ran = task::take_runtime(state, task);
+            (state.payer.into(), ran)
         }
         None => {
             row::lose(Loss::NoTaskState);
@@ -82,14 +81,14 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
         state.wake_ns = 0;
         state.off_ns = now;
         if task_state & TASK_DEAD != 0 {
-            state.release(task);
+            task::release(state, task);
         }
     }
 }
 
 #[inline(always)]
 fn switch_in(task: Task, now: u64) {
-    let Some(state) = TaskState::find(task) else {
+    let Some(state) = task::find(task) else {
         row::lose(Loss::NoTaskState);
         return;
     };
@@ -112,10 +111,10 @@ fn switch_in(task: Task, now: u64) {
         }
     }
     if state.row == ROW_NONE {
-        state.rebind(task);
-        state.pay_for_all();
+        task::rebind(state, task);
+        state.payer = state.slot as u16;
     } else {
-        state.bind_payer(task);
+        task::bind_payer(state, task);
     }
     if woken == 0 {
         return;
@@ -126,7 +125,7 @@ fn switch_in(task: Task, now: u64) {
     }
     row::count(Total::Waits, 1);
     row::count(Total::WaitNs, now - woken);
-    if let Some(row) = row::of_slot(state.payer()) {
+    if let Some(row) = row::of_slot(state.payer.into()) {
         row::add(&mut row.wait_ns, now - woken);
         row::observe(&mut row.wait_buckets, now - woken);
     }
@@ -145,12 +144,15 @@ fn charge_blocked(state: &TaskState, ns: u64) {
     }
 }
 
-/// Notes when a task became runnable; false if it has no state.
+/// Notes when a task became runnable; false if it has no state. One that was preempted on its way to sleep has been runnable
+/// since then: being woken adds nothing.
 #[inline(always)]
 fn woken(task: Task) -> bool {
-    let Some(state) = TaskState::find(task) else { return false };
-    // SAFETY: the helper takes nothing.
-    state.wake_ns = unsafe { bpf_ktime_get_ns() };
+    let Some(state) = task::find(task) else { return false };
+    if state.wake_ns == 0 {
+        // SAFETY: the helper takes nothing.
+        state.wake_ns = unsafe { bpf_ktime_get_ns() };
+    }
     true
 }
 
@@ -175,11 +177,7 @@ pub fn wakeup_new(ctx: BtfTracePointContext) {
 pub fn sched_migrate(ctx: BtfTracePointContext) {
     let task = Task(ctx.arg(0));
     row::count(Total::Migrations, 1);
-    let slot = match TaskState::find(task) {
-        Some(state) => state.slot,
-        None => slot::of_cgroup(task.cgroup_id()),
-    };
-    if let Some(row) = row::of_slot(slot) {
+    if let Some(row) = row::of_slot(task::slot_of(task)) {
         row::add(&mut row.migrations, 1);
     }
 }

@@ -4,11 +4,10 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use kernmeter_abi::task::ROW_NONE;
 use kernmeter_abi::{Loss, Total, syscall_key};
 
-use crate::row::{self, ROW_NONE};
-use crate::task::{self, TaskState};
-use crate::{event, slot};
+use crate::{event, row, slot, task};
 
 /// `MAX_ERRNO` of `include/linux/err.h`.
 const MAX_ERRNO: i64 = 4095;
@@ -38,7 +37,7 @@ pub fn event_sys_enter(ctx: *mut c_void) -> u32 {
 fn enter(nr: i64) {
     row::count(Total::SyscallEnter, 1);
     let task = task::current();
-    let Some(state) = TaskState::find_or_create(task) else {
+    let Some(state) = task::find_or_create(task) else {
         // Not lost: counted in the slot, without its syscall.
         row::lose(Loss::TaskStateFailed);
         if let Some(row) = row::of_slot(slot::of_cgroup(task.cgroup_id())) {
@@ -46,9 +45,9 @@ fn enter(nr: i64) {
         }
         return;
     };
-    state.rebind(task);
+    task::rebind(state, task);
     let key = syscall_key::of(nr, task.in_compat_syscall());
-    let index = state.row_of((state.slot << 16) | key);
+    let index = task::row_of(state, (state.slot << 16) | key);
     if let Some(row) = row::of_syscall(index) {
         row::add(&mut row.calls, 1);
     } else if let Some(row) = row::of_slot(state.slot) {
@@ -82,18 +81,24 @@ pub fn event_sys_exit(ctx: *mut c_void) -> u32 {
     event::KEEP
 }
 
+/// The error a call returned; 0 for none.
+#[inline(always)]
+fn errno_of(ret: i64) -> u32 {
+    if (-MAX_ERRNO..0).contains(&ret) { -ret as u32 } else { 0 }
+}
+
 #[inline(always)]
 fn exit(ret: i64) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let task = task::current();
-    let state = match TaskState::find(task) {
+    let state = match task::find(task) {
         Some(state) if state.enter_ns != 0 => state,
         // Entered before the agent came, or the first return of a new task.
         _ => {
             row::count(Total::SyscallExitUnmatched, 1);
             // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace, and leaves out some even there) are met here.
-            let _ = TaskState::find_or_create(task);
+            let _ = task::find_or_create(task);
             return;
         }
     };
@@ -108,7 +113,10 @@ fn exit(ret: i64) {
         row::lose(Loss::ClockBackwards);
         0
     };
-    let errno = if (-MAX_ERRNO..0).contains(&ret) { -ret as u32 } else { 0 };
+    let mut errno = errno_of(ret);
+    if errno != 0 && syscall_key::is_sigreturn(state.syscall) {
+        errno = 0;
+    }
     if errno != 0 {
         row::count(Total::SyscallError, 1);
     }

@@ -1,53 +1,17 @@
 //! In: a task; out: its state, in task storage or in a table. Knows which slot a task is bound to and the syscall it is in.
 use kernmeter_abi::SLOT_OVERFLOW;
+use kernmeter_abi::task::{REMEMBERED_ROWS, ROW_NONE, ROW_OVERFLOW, TaskState};
 
 use crate::kernel::Task;
-use crate::row::{self, ROW_NONE};
-use crate::slot;
-
-/// Entries of a task's memory of rows it used: workloads repeat few syscalls.
-const CACHED_ROWS: usize = 4;
-
-/// What we remember of a task. Zero when created by the kernel: `bound == 0` means not set up yet.
-///
-/// Written by the task itself and by `sched_switch` while it is not running, except `wake_ns`, which the waker writes
-/// under the run-queue lock.
-#[repr(C)]
-pub struct TaskState {
-    /// The cgroup the slot was looked up for: ids are not reused, pointers are.
-    pub cgroup_id: u64,
-    /// When the current syscall was entered; 0 outside one.
-    pub enter_ns: u64,
-    /// When the task became runnable; 0 while it is not waiting for a CPU.
-    pub wake_ns: u64,
-    /// When the task blocked; 0 while it is not blocked.
-    pub off_ns: u64,
-    /// The scheduler's count of the task's run time up to which it was billed, nanoseconds.
-    runtime: u64,
-    /// The same count when the task was last moved to another cgroup; 0 if that is billed for. Written by the mover.
-    moved_runtime: u64,
-    /// `(row key + 1) << 32 | row`, or 0.
-    rows: [u64; CACHED_ROWS],
-    /// The slot that is billed for calls.
-    pub slot: u32,
-    /// Row of the current syscall, [`ROW_NONE`] outside one.
-    pub row: u32,
-    /// Key of the current syscall.
-    pub syscall: u32,
-    /// 1 once set up.
-    bound: u16,
-    /// The slot that is billed for CPU time.
-    payer: u16,
-}
-const _: () = assert!(size_of::<TaskState>() == kernmeter_abi::TASK_STATE_SIZE);
+use crate::{row, slot};
 
 /// States in task storage, and tasks as BTF pointers.
 #[cfg(not(feature = "task_table"))]
 mod store {
     use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
     use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get};
+    use kernmeter_abi::task::TaskState;
 
-    use super::TaskState;
     use crate::kernel::Task;
     use crate::maps::TASKS;
 
@@ -90,13 +54,28 @@ mod store {
 #[cfg(feature = "task_table")]
 mod store {
     use aya_ebpf::helpers::generated::bpf_get_current_task;
+    use kernmeter_abi::task::{REMEMBERED_ROWS, TaskState};
 
-    use super::TaskState;
     use crate::kernel::Task;
     use crate::maps::TASKS;
 
     /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
     const NOEXIST: u64 = 1;
+    /// As the kernel makes it.
+    const ZERO: TaskState = TaskState {
+        cgroup_id: 0,
+        enter_ns: 0,
+        wake_ns: 0,
+        off_ns: 0,
+        runtime_ns: 0,
+        moved_runtime_ns: 0,
+        rows: [0; REMEMBERED_ROWS],
+        slot: 0,
+        row: 0,
+        syscall: 0,
+        bound: 0,
+        payer: 0,
+    };
 
     /// The current task.
     #[inline(always)]
@@ -124,7 +103,7 @@ mod store {
         if let Some(state) = get(key) {
             return Some(state);
         }
-        let _ = TASKS.insert(&key, &TaskState::ZERO, NOEXIST);
+        let _ = TASKS.insert(&key, &ZERO, NOEXIST);
         get(key)
     }
 
@@ -138,135 +117,110 @@ mod store {
 
 pub use store::current;
 
-impl TaskState {
-    /// As the kernel makes it.
-    #[cfg(feature = "task_table")]
-    const ZERO: TaskState = TaskState {
-        cgroup_id: 0,
-        enter_ns: 0,
-        wake_ns: 0,
-        off_ns: 0,
-        runtime: 0,
-        moved_runtime: 0,
-        rows: [0; CACHED_ROWS],
-        slot: 0,
-        row: 0,
-        syscall: 0,
-        bound: 0,
-        payer: 0,
-    };
+/// The state of a task that was set up. Never allocates: safe under the run-queue lock.
+#[inline(always)]
+pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
+    store::find(task).filter(|state| state.bound != 0)
+}
 
-    /// The state of a task that was set up. Never allocates: safe under the run-queue lock.
-    #[inline(always)]
-    pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
-        store::find(task).filter(|state| state.bound != 0)
+/// The state of a task, set up if it was not. `None` if the kernel refuses memory.
+#[inline(always)]
+pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
+    let state = store::find_or_create(task)?;
+    if state.bound == 0 {
+        state.bound = 1;
+        state.row = ROW_NONE;
+        state.runtime_ns = task.runtime();
+        state.cgroup_id = task.cgroup_id();
+        state.slot = slot::of_cgroup(state.cgroup_id);
+        state.payer = state.slot as u16;
+        slot::move_task(None, Some(state.slot));
     }
+    Some(state)
+}
 
-    /// The state of a task, set up if it was not. `None` if the kernel refuses memory.
-    #[inline(always)]
-    pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
-        let state = store::find_or_create(task)?;
-        if state.bound == 0 {
-            state.bound = 1;
-            state.row = ROW_NONE;
-            state.runtime = task.runtime();
-            state.cgroup_id = task.cgroup_id();
-            state.slot = slot::of_cgroup(state.cgroup_id);
-            state.payer = state.slot as u16;
-            slot::move_task(None, Some(state.slot));
+/// The state of a task that was just made, whatever another task at the same address may have left.
+#[inline(always)]
+pub fn create<'a>(task: Task) -> Option<&'a mut TaskState> {
+    store::remove(task);
+    find_or_create(task)
+}
+
+/// The task is gone for good. Its state is not to be used any more.
+#[inline(always)]
+pub fn release(state: &TaskState, task: Task) {
+    slot::move_task(Some(state.slot), None);
+    store::remove(task);
+}
+
+/// The slot a task is billed to, also if it has no state.
+#[inline(always)]
+pub fn slot_of(task: Task) -> u32 {
+    match find(task) {
+        Some(state) => state.slot,
+        None => slot::of_cgroup(task.cgroup_id()),
+    }
+}
+
+/// Nanoseconds the task ran since it was last billed, by the scheduler's own count: without interrupts and time stolen
+/// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`. The payer's.
+#[inline(always)]
+pub fn take_runtime(state: &mut TaskState, task: Task) -> u64 {
+    let now = task.runtime();
+    let moved = state.moved_runtime_ns;
+    if moved != 0 {
+        state.moved_runtime_ns = 0;
+        // It may have run while it was moved: what it ran before is not its new cgroup's.
+        if moved > state.runtime_ns && moved <= now {
+            row::charge_cpu(state.payer.into(), moved - state.runtime_ns);
+            state.runtime_ns = moved;
         }
-        Some(state)
+        bind_payer(state, task);
     }
+    let ran = now.wrapping_sub(state.runtime_ns);
+    state.runtime_ns = now;
+    ran
+}
 
-    /// Nanoseconds the task ran since it was last billed, by the scheduler's own count: without interrupts and time stolen
-    /// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`. They are the [`payer`](Self::payer)'s.
-    #[inline(always)]
-    pub fn take_runtime(&mut self, task: Task) -> u64 {
-        let now = task.runtime();
-        let moved = self.moved_runtime;
-        if moved != 0 {
-            self.moved_runtime = 0;
-            // It may have run while it was moved: what it ran before is not its new cgroup's.
-            if moved > self.runtime && moved <= now {
-                row::charge_cpu(self.payer(), moved - self.runtime);
-                self.runtime = moved;
-            }
-            self.bind_payer(task);
-        }
-        let ran = now.wrapping_sub(self.runtime);
-        self.runtime = now;
-        ran
-    }
+/// Lets the cgroup the task is in now pay for CPU time, in the middle of a call, too: so does the kernel. No slot is held
+/// for that, as one is for the call: a dead slot outlasts two passes, and each pass binds the tasks that run.
+#[inline(always)]
+pub fn bind_payer(state: &mut TaskState, task: Task) {
+    let cgroup_id = task.cgroup_id();
+    let slot = if cgroup_id == state.cgroup_id { state.slot } else { slot::of_cgroup(cgroup_id) };
+    state.payer = slot as u16;
+}
 
-    /// The slot that is billed for CPU time, switches and waits.
-    #[inline(always)]
-    pub fn payer(&self) -> u32 {
-        self.payer.into()
-    }
-
-    /// The workload that pays for calls pays for CPU time as well.
-    #[inline(always)]
-    pub fn pay_for_all(&mut self) {
-        self.payer = self.slot as u16;
-    }
-
-    /// Lets the cgroup the task is in now pay for CPU time, in the middle of a call, too: so does the kernel. No slot is
-    /// held for that, as one is for the call: a dead slot outlasts two passes, and each pass binds the tasks that run.
-    #[inline(always)]
-    pub fn bind_payer(&mut self, task: Task) {
-        let cgroup_id = task.cgroup_id();
-        let slot = if cgroup_id == self.cgroup_id { self.slot } else { slot::of_cgroup(cgroup_id) };
-        self.payer = slot as u16;
-    }
-
-    /// The task is in another cgroup from now on. Called by the mover, while the task may be running elsewhere.
-    #[inline(always)]
-    pub fn moved(&mut self, task: Task) {
-        self.moved_runtime = task.runtime();
-    }
-
-    /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with
-    /// its errors and all its duration and block time, to the workload that entered it.
-    #[inline(always)]
-    pub fn rebind(&mut self, task: Task) {
-        let cgroup_id = task.cgroup_id();
-        // The overflow slot is looked up again each time: the agent may have found a slot for the cgroup since.
-        if cgroup_id != self.cgroup_id || self.slot == SLOT_OVERFLOW {
-            self.cgroup_id = cgroup_id;
-            let slot = slot::of_cgroup(cgroup_id);
-            if slot != self.slot {
-                slot::move_task(Some(self.slot), Some(slot));
-                self.slot = slot;
-            }
+/// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with
+/// its errors and all its duration and block time, to the workload that entered it.
+#[inline(always)]
+pub fn rebind(state: &mut TaskState, task: Task) {
+    let cgroup_id = task.cgroup_id();
+    // The overflow slot is looked up again each time: the agent may have found a slot for the cgroup since.
+    if cgroup_id != state.cgroup_id || state.slot == SLOT_OVERFLOW {
+        state.cgroup_id = cgroup_id;
+        let slot = slot::of_cgroup(cgroup_id);
+        if slot != state.slot {
+            slot::move_task(Some(state.slot), Some(slot));
+            state.slot = slot;
+            // The slot that was left, and its rows, may be given to others once no task is bound to it. A bound task keeps
+            // both, so that what it remembers of its own slot stays true.
+            state.rows = [0; REMEMBERED_ROWS];
         }
     }
+}
 
-    /// The row of a key, from memory or looked up.
-    #[inline(always)]
-    pub fn row_of(&mut self, key: u32) -> u32 {
-        let tag = (u64::from(key) + 1) << 32;
-        let entry = &mut self.rows[key as usize % CACHED_ROWS];
-        if *entry & !0xffff_ffff == tag {
-            return *entry as u32;
-        }
-        let row = row::find_syscall(key);
-        if row < row::ROW_OVERFLOW {
-            *entry = tag | u64::from(row);
-        }
-        row
+/// The row of a key, from memory or looked up.
+#[inline(always)]
+pub fn row_of(state: &mut TaskState, key: u32) -> u32 {
+    let tag = (u64::from(key) + 1) << 32;
+    let entry = &mut state.rows[key as usize % REMEMBERED_ROWS];
+    if *entry & !0xffff_ffff == tag {
+        return *entry as u32;
     }
-
-    /// The state of a task that was just made, whatever another task at the same address may have left.
-    #[inline(always)]
-    pub fn create<'a>(task: Task) -> Option<&'a mut TaskState> {
-        store::remove(task);
-        Self::find_or_create(task)
+    let row = row::find_syscall(key);
+    if row < ROW_OVERFLOW {
+        *entry = tag | u64::from(row);
     }
-
-    /// The task is gone for good. Its state is not to be used any more.
-    #[inline(always)]
-    pub fn release(&self, task: Task) {
-        slot::move_task(Some(self.slot), None);
-        store::remove(task);
-    }
+    row
 }

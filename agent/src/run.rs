@@ -12,8 +12,8 @@ use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::adapt::{Controller, Decision, Load};
-use crate::catalog::PROBES;
-use crate::catalog::quantity::TIMES;
+use crate::catalog::family::Scale;
+use crate::catalog::{self, PROBES};
 use crate::config::{Config, ConfigError};
 use crate::engine::{self, Engine, Report, StartError, probe_state};
 use crate::filewatch::FileWatch;
@@ -284,11 +284,11 @@ impl Metering {
         self.own.set_audit_readings(outcomes.map(|(outcome, n)| (outcome.as_str(), n)));
         let batch = engine.batch();
         let totals =
-            |nanoseconds: bool| Total::ALL.iter().filter(move |total| TIMES.contains(total) == nanoseconds);
+            |scale: Scale| Total::ALL.iter().filter(move |total| catalog::scale_of(**total) == scale);
         let events: Vec<_> =
-            totals(false).map(|total| (total.as_str(), batch.totals_after[*total as usize])).collect();
+            totals(Scale::One).map(|total| (total.as_str(), batch.totals_after[*total as usize])).collect();
         self.own.set_kernel_events(&events);
-        let seconds: Vec<_> = totals(true)
+        let seconds: Vec<_> = totals(Scale::NanosToSeconds)
             .map(|total| {
                 (total.as_str().trim_end_matches("_ns"), batch.totals_after[*total as usize] as f64 / 1e9)
             })

@@ -9,6 +9,7 @@ mod deb;
 mod debian;
 mod docs;
 mod image;
+mod miri;
 mod scene;
 mod setup;
 mod summary;
@@ -50,7 +51,7 @@ enum Task {
     /// Measure what metering costs on this machine (as root)
     Bench(bench::Arguments),
     /// Formatting, lints, house rules, generated files, licences and advisories
-    Check,
+    Check(check::Arguments),
     /// Generate METRICS.md, and on request the man page, shell completions and the documents' console blocks
     Docs(docs::Arguments),
     /// Three small tenants at work, to look at while they last (as root)
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => agent::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Task::Check => Ok(check::run()),
+        Task::Check(arguments) => check::run(&arguments),
         Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Scene(arguments) => scene::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Vm(arguments) => vm::run(&arguments),

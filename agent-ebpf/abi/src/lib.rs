@@ -8,6 +8,7 @@ use core::mem::offset_of;
 
 pub mod histogram;
 pub mod syscall_key;
+pub mod task;
 
 /// Slot of the root cgroup: kernel threads and whatever runs outside every other cgroup.
 pub const SLOT_HOST: u32 = 0;
@@ -17,9 +18,6 @@ pub const SLOT_OVERFLOW: u32 = 1;
 pub const FIRST_SLOT: u32 = 2;
 /// Slots are packed into 16 bits of a row key.
 pub const MAX_SLOTS: u32 = 1 << 16;
-
-/// Bytes of the programs' state of a task, of which the agent knows no more.
-pub const TASK_STATE_SIZE: usize = 96;
 
 /// Longest cgroup name kept, in bytes (the kernel's `NAME_MAX`).
 pub const NAME_MAX: usize = 255;
@@ -113,6 +111,10 @@ rows! {
         pub overflow_done: u64,
         /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
         pub overflow_blocked_ns: u64,
+        /// Page faults taken in user mode (`page_fault_user`, interrupts off).
+        pub faults_user: u64,
+        /// Page faults taken in kernel mode (`page_fault_kernel`, interrupts off).
+        pub faults_kernel: u64,
         /// Run-queue waits by duration. Wraps at 2^32: readers take differences.
         pub wait_buckets: [u32; histogram::BUCKETS],
     }
@@ -124,7 +126,7 @@ rows! {
     }
 }
 const _: () = assert!(size_of::<SyscallRow>() == 504);
-const _: () = assert!(size_of::<SlotRow>() == 600);
+const _: () = assert!(size_of::<SlotRow>() == 616);
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -307,6 +309,10 @@ numbered! {
         CgroupRmdir = "cgroup_rmdir",
         /// Moves of a task or a process between cgroups.
         Moved = "moved",
+        /// Page faults taken in user mode.
+        FaultsUser = "faults_user",
+        /// Page faults taken in kernel mode.
+        FaultsKernel = "faults_kernel",
     }
 }
 

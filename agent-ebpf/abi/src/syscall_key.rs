@@ -43,6 +43,19 @@ pub const fn unpack(key: u32) -> (u32, u32) {
     ((key >> 14) & 3, key & 0x3fff)
 }
 
+/// Keys of the calls by which a signal handler returns: `rt_sigreturn` in each ABI, and `sigreturn` of 32-bit programs.
+/// Numbers of the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` (15 and, for x32, 513) and `syscall_32.tbl`.
+pub const SIGRETURNS: [u32; 4] =
+    [pack(ABI_X86_64, 15), pack(ABI_X32, 513), pack(ABI_IA32, 119), pack(ABI_IA32, 173)];
+
+/// Whether a call has no result: what `sys_exit` sees is a register of the code that a signal had interrupted, which may well
+/// hold the number of an error.
+#[inline(always)]
+pub const fn is_sigreturn(key: u32) -> bool {
+    let [native, x32, ia32_old, ia32] = SIGRETURNS;
+    key == native || key == x32 || key == ia32_old || key == ia32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +70,27 @@ mod tests {
         assert_eq!(unpack(of(600, false)), (ABI_X86_64, NR_UNKNOWN));
         assert_eq!(unpack(of(599, false)), (ABI_X86_64, 599));
         assert!(of(-1, true) < 1 << 16);
+    }
+
+    /// Fault 32.
+    #[test]
+    fn returns_of_handlers_in_every_abi() {
+        let x32 = X32_BIT as i64;
+        for (nr, compat) in [(15, false), (x32 | 513, false), (119, true), (173, true)] {
+            assert!(is_sigreturn(of(nr, compat)), "{nr} {compat}");
+        }
+        // Numbers that mean it in another ABI only: `exit`-like neighbours, `ioctl`, `swapon` and the x32 number without its bit.
+        for (nr, compat) in [
+            (14, false),
+            (16, false),
+            (119, false),
+            (173, false),
+            (15, true),
+            (513, false),
+            (x32 | 15, false),
+            (-1, true),
+        ] {
+            assert!(!is_sigreturn(of(nr, compat)), "{nr} {compat}");
+        }
     }
 }

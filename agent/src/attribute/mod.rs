@@ -15,8 +15,7 @@ use kernmeter_abi::{SLOT_HOST, SLOT_OVERFLOW, SlotRow, TOTALS};
 
 use self::rows::{bill, billed};
 use self::waiting::{Sum, Waiting};
-use crate::catalog::quantity::QUANTITIES;
-use crate::catalog::{Quantity, RowKind, probes};
+use crate::catalog::{Quantity, RowKind, probes, quantities};
 use crate::drain::{Batch, Delta, Subject};
 use crate::identity::{Certainty, Identify, Identity, OVERFLOW, UNKNOWN, Workload};
 use crate::registry::{Registry, TargetId};
@@ -265,7 +264,7 @@ impl Attribution {
                 waiting,
             }
         };
-        QUANTITIES.iter().map(balance).collect()
+        quantities().iter().map(balance).collect()
     }
 
     fn waiters(&self) -> impl Iterator<Item = &Slot> {

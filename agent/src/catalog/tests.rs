@@ -7,7 +7,7 @@ use kernmeter_abi::{SlotRow, Total};
 
 use super::column::{number, optional};
 use super::family::{Kind, Scale};
-use super::quantity::{self, QUANTITIES, UNBILLED};
+use super::probes::UNBILLED;
 use super::*;
 
 /// What is wrong with these probes, a line each.
@@ -80,17 +80,19 @@ fn labels(column: &Column) -> Vec<String> {
 /// Each total belongs to one quantity, each quantity to a column, and the families of a quantity to no other.
 fn totals(columns: &[&Column]) -> Vec<String> {
     let mut found = Vec::new();
-    for total in Total::ALL {
-        let quantities = QUANTITIES.iter().filter(|quantity| quantity.totals.contains(total)).count();
-        if quantities + usize::from(UNBILLED.contains(total)) != 1 {
-            found.push(format!("total `{}` must be in one quantity, or in UNBILLED", total.as_str()));
+    let mut quantities: Vec<&Quantity> = Vec::new();
+    for quantity in columns.iter().flat_map(|column| [column.quantity, column.events]).flatten() {
+        if !quantities.contains(&quantity) {
+            quantities.push(quantity);
         }
     }
-    for quantity in QUANTITIES {
-        let counted =
-            |column: &&Column| [column.quantity, column.events].iter().flatten().any(|used| used == quantity);
-        if !columns.iter().any(|column| counted(column)) {
-            found.push(format!("quantity `{}` has no column", quantity.name));
+    for total in Total::ALL {
+        let quantities = quantities.iter().filter(|quantity| quantity.totals.contains(total)).count();
+        let unbilled = UNBILLED.iter().filter(|(unbilled, _)| unbilled == total).count();
+        match (quantities, unbilled) {
+            (1, 0) | (0, 1) => {}
+            (0, 0) => found.push(format!("total `{}` has no column, and is not UNBILLED", total.as_str())),
+            _ => found.push(format!("total `{}` is in several quantities, or UNBILLED too", total.as_str())),
         }
     }
     let mut by_family: BTreeMap<&str, BTreeSet<[Option<&str>; 2]>> = BTreeMap::new();
@@ -166,7 +168,8 @@ fn deliberate_mistakes_are_told() {
         ["field `cpu_ns` of a Slot row has 2 columns"]
     );
     assert_eq!(beside(Probe { families: &SPARES, ..NO_PROBE }), ["family `kernmeter_spare` has no column"]);
-    static UNLISTED: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [], quantity::CPU_TIME)];
+    static CPU_AGAIN: Quantity = Quantity { name: "cpu_again", totals: &[Total::CpuNs] };
+    static UNLISTED: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [], CPU_AGAIN)];
     let found = beside(Probe { columns: &UNLISTED, ..NO_PROBE });
     assert!(found.contains(
         &"column [\"cpu_ns\"] adds to `kernmeter_spare`, which its probe does not list".to_owned()
@@ -178,6 +181,6 @@ fn deliberate_mistakes_are_told() {
     let without: Vec<&Probe> = PROBES.iter().copied().filter(|probe| probe.name != "cgroup").collect();
     assert_eq!(
         mistakes(&without),
-        ["field `moved_in` of a Slot row has no column", "quantity `moved` has no column"]
+        ["field `moved_in` of a Slot row has no column", "total `moved` has no column, and is not UNBILLED"]
     );
 }

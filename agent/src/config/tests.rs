@@ -7,8 +7,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::identity::rules::{AllowSpec, MatchSpec, Outcome, RuleSpec, Rules};
 
-const KNOWN: Known<'static> =
-    Known { families: &["kernmeter_syscalls", "kernmeter_cpu_seconds"], probes: &["syscalls", "scheduler"] };
+const KNOWN: Known<'static> = Known {
+    families: &["kernmeter_syscalls", "kernmeter_cpu_seconds", "kernmeter_runqueue_wait_seconds"],
+    probes: &["syscalls", "scheduler"],
+};
 
 /// Every key of the schema.
 const KEYS: &[&str] = &[

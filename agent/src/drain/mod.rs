@@ -354,19 +354,23 @@ impl Drain {
         }
     }
 
+    /// Live tasks bound to a slot, as of the last look.
+    fn tasks(&self, slot: u32) -> u64 {
+        self.slots.last(slot, offset_of!(SlotRow, tasks))
+    }
+
     /// Moves dead slots towards the free queue.
     fn recycle(&mut self, batch: &mut Batch) -> Result<(), MapAccessError> {
         for slot in FIRST_SLOT..self.plan.slots {
             match self.lives[slot as usize] {
                 // Tasks on their way out still hold the slot: wait for the last.
-                Life::Dead(since)
-                    if since < self.pass && self.slots.last(slot, offset_of!(SlotRow, tasks)) == 0 =>
-                {
+                Life::Dead(since) if since < self.pass && self.tasks(slot) == 0 => {
                     let id = self.infos.load(slot, offset_of!(SlotInfo, cgroup_id));
                     self.cgroups.remove(id);
                     self.lives[slot as usize] = Life::Closing(self.pass);
                 }
-                Life::Closing(since) if since < self.pass => {
+                // A task may have been bound between the last look and the removal of the entry.
+                Life::Closing(since) if since < self.pass && self.tasks(slot) == 0 => {
                     self.free(slot)?;
                     batch.freed.push(slot);
                 }

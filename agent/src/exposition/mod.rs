@@ -25,5 +25,7 @@ pub fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
     let out = Vec::with_capacity(body.len() / 8 + 64);
     let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::new(1));
     encoder.write_all(body)?;
-    encoder.finish()
+    // Not `finish`: it takes the encoder by value, whose state zlib-rs then frees under a live reference (zlib-rs#491).
+    encoder.try_finish()?;
+    Ok(std::mem::take(encoder.get_mut()))
 }

@@ -96,10 +96,13 @@ struct BatchAttr {
 }
 
 impl Region {
-    /// Opens a map of `entries` elements of `element` bytes (a multiple of 8), the sizes it was created with.
+    /// Opens a map of `entries` elements of `element` bytes, the sizes it was created with.
     ///
     /// # Errors
     /// The descriptor cannot be duplicated, or neither mapping nor copying works.
+    ///
+    /// # Panics
+    /// `element` is not a multiple of 8.
     pub fn open(fd: BorrowedFd<'_>, element: usize, entries: u32, mode: ReadMode) -> io::Result<Region> {
         assert_eq!(element % 8, 0, "array elements are laid out in words of 8 bytes");
         let fd = fd.try_clone_to_owned()?;
@@ -157,15 +160,22 @@ impl Region {
     }
 
     /// The word at `offset` bytes of an element.
+    ///
+    /// # Panics
+    /// There is no such element, or no word at `offset`.
     pub fn load(&self, index: u32, offset: usize) -> u64 {
         self.word(index, offset).load(Ordering::Relaxed)
     }
 
     /// The half word at `offset` bytes of an element.
+    ///
+    /// # Panics
+    /// There is no such element, or no half word at `offset`.
     pub fn load_u32(&self, index: u32, offset: usize) -> u32 {
         assert!(offset.is_multiple_of(4));
-        let [a, b, c, d, e, f, g, h] = self.load(index, offset & !7).to_ne_bytes();
-        u32::from_ne_bytes(if offset.is_multiple_of(8) { [a, b, c, d] } else { [e, f, g, h] })
+        let word = self.load(index, offset & !7).to_ne_bytes();
+        let (halves, _) = word.as_chunks();
+        u32::from_ne_bytes(halves[offset % 8 / 4])
     }
 
     /// The bytes at `offset` of an element; `len` is a multiple of 8.
@@ -177,6 +187,9 @@ impl Region {
     ///
     /// # Errors
     /// The kernel refused the update (copied regions only).
+    ///
+    /// # Panics
+    /// There is no such element, or it is of another size.
     pub fn store(&mut self, index: u32, element: &[u64]) -> io::Result<()> {
         assert_eq!(element.len() * 8, self.element);
         for (i, value) in element.iter().enumerate() {
@@ -223,6 +236,11 @@ mod tests {
     const ENTRIES: u32 = 3;
     const WORDS: usize = ELEMENT / 8 * ENTRIES as usize;
 
+    /// What is at first in word `n`: other in both halves.
+    fn word(n: u64) -> u64 {
+        (n << 32) | (n + 100)
+    }
+
     /// A region without a map behind it.
     fn region(memory: Memory) -> Region {
         let fd = File::open("/dev/null").unwrap().into();
@@ -230,13 +248,13 @@ mod tests {
     }
 
     fn copied() -> Region {
-        region(Memory::Copied((0..WORDS as u64).map(|n| AtomicU64::new(n << 32 | n + 100)).collect()))
+        region(Memory::Copied((0..WORDS as u64).map(|n| AtomicU64::new(word(n))).collect()))
     }
 
     fn mapped() -> Region {
         let mapping = Mapping::new(WORDS, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1).unwrap();
-        for (n, word) in (0..).zip(mapping.words()) {
-            word.store(n << 32 | n + 100, Ordering::Relaxed);
+        for (n, at) in (0..).zip(mapping.words()) {
+            at.store(word(n), Ordering::Relaxed);
         }
         region(Memory::Mapped(mapping))
     }
@@ -245,10 +263,9 @@ mod tests {
     fn elements_are_read_by_index_and_offset() {
         for region in [copied(), mapped()] {
             assert_eq!(region.load(0, 0), 100);
-            assert_eq!(region.load(2, 16), 8 << 32 | 108);
+            assert_eq!(region.load(2, 16), word(8));
             assert_eq!((region.load_u32(1, 8), region.load_u32(1, 12)), (104, 4));
-            let words = [7u64 << 32 | 107, 8 << 32 | 108].map(u64::to_ne_bytes).concat();
-            assert_eq!(region.bytes(2, 8, 16), words);
+            assert_eq!(region.bytes(2, 8, 16), [word(7), word(8)].map(u64::to_ne_bytes).concat());
         }
     }
 
@@ -259,7 +276,7 @@ mod tests {
         assert_eq!([0, 8, 16].map(|offset| region.load(1, offset)), [1, 2, 3]);
         region.clear(1).unwrap();
         assert_eq!([0, 8, 16].map(|offset| region.load(1, offset)), [0; 3]);
-        assert_eq!((region.load(0, 16), region.load(2, 0)), (2 << 32 | 102, 6 << 32 | 106), "others stay");
+        assert_eq!((region.load(0, 16), region.load(2, 0)), (word(2), word(6)), "others stay");
     }
 
     #[test]

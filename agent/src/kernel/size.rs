@@ -1,6 +1,7 @@
 //! In: possible CPUs, a memory budget, wishes; out: how large each map is. Does no I/O.
 
-use kernmeter_abi::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow, TASK_STATE_SIZE};
+use kernmeter_abi::task::TaskState;
+use kernmeter_abi::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow};
 
 /// What the configuration asks for; `None` lets the plan choose.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,7 +83,7 @@ const HASH_OVERHEAD: u64 = 64;
 
 /// Tasks whose state these bytes hold.
 fn tasks_within(bytes: u64) -> u32 {
-    (bytes / (8 + TASK_STATE_SIZE as u64 + HASH_OVERHEAD)).clamp(MIN_TASKS, TASKS) as u32
+    (bytes / (8 + size_of::<TaskState>() as u64 + HASH_OVERHEAD)).clamp(MIN_TASKS, TASKS) as u32
 }
 
 impl Plan {
@@ -122,7 +123,7 @@ impl Plan {
             + hash(u64::from(self.cgroups()), 8 + size_of::<CgroupRef>())
             + hash(rows, 8)
             + hash(errnos, 16)
-            + hash(u64::from(self.tasks), 8 + TASK_STATE_SIZE)
+            + hash(u64::from(self.tasks), 8 + size_of::<TaskState>())
             + u64::from(self.cpus) * 4096
     }
 

@@ -8,11 +8,7 @@ mod routes;
 mod state;
 
 #[cfg(test)]
-mod access_tests;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tls_tests;
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -18,6 +18,9 @@ pub struct Effort {
     pub rounds: u32,
 }
 
+/// From nanoseconds added to each loop, those added to one event.
+type Event = fn(&[f64]) -> f64;
+
 /// Which loops to measure.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Loops {
@@ -44,10 +47,9 @@ impl Loops {
         }
     }
 
-    /// What is told apart in the loops: from nanoseconds added to each of them, those added to one event. `read`, `write` and
-    /// `sched_yield` are taken to cost what `getppid` does.
-    fn events(self) -> &'static [(&'static str, fn(&[f64]) -> f64)] {
-        const EVENTS: [(&str, fn(&[f64]) -> f64); 5] = [
+    /// What is told apart in the loops. `read`, `write` and `sched_yield` are taken to cost what `getppid` does.
+    fn events(self) -> &'static [(&'static str, Event)] {
+        const EVENTS: [(&str, Event); 5] = [
             ("system call", |added| added[0]),
             ("switch", |added| added[1] - added[0]),
             ("wake-up", |added| added[2] - added[1] - added[0]),
@@ -151,7 +153,7 @@ fn print_events(subjects: &[Subject], loops: Loops, without: &[Readings], with: 
 }
 
 /// What an agent adds to an event, turn by turn.
-fn per_turn(without: &[Readings], with: &[Readings], of: fn(&[f64]) -> f64) -> Readings {
+fn per_turn(without: &[Readings], with: &[Readings], of: Event) -> Readings {
     (0..without[0].len())
         .map(|turn| {
             let added: Vec<f64> =

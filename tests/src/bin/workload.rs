@@ -7,8 +7,14 @@
 mod calls;
 #[path = "workload/compat.rs"]
 mod compat;
+#[path = "workload/filtered.rs"]
+mod filtered;
 #[path = "workload/processes.rs"]
 mod processes;
+#[path = "workload/rings.rs"]
+mod rings;
+#[path = "workload/signals.rs"]
+mod signals;
 #[path = "workload/waits.rs"]
 mod waits;
 
@@ -71,11 +77,17 @@ fn main() -> Result<()> {
     }
     match command.as_str() {
         "syscalls" => calls::syscalls(&args)?,
+        "steps" => return calls::steps(&args),
         "long-call" => calls::long_call(&args)?,
         "flood" => calls::flood(&args)?,
         "x32" => compat::x32(&args)?,
         "int80" => compat::int80(&args)?,
         "ia32" => compat::ia32_program(&args)?,
+        "filtered" => filtered::filtered(&args)?,
+        "signals" => signals::returns(&args)?,
+        "stopped" => signals::stopped(&args)?,
+        "io-uring" => rings::reads(&args)?,
+        "storm" => processes::storm(&args)?,
         "processes" => processes::processes(&args)?,
         "odd-ends" => processes::odd_ends(&args)?,
         "swarm" => processes::swarm(&args)?,

@@ -145,7 +145,8 @@ fn exact_when_workloads_are_gone() -> Outcome {
     Ok(())
 }
 
-fn cgroups_below(dir: &Path) -> usize {
+/// cgroups below a directory, at any depth.
+pub fn cgroups_below(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let inside = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     inside.map(|entry| 1 + cgroups_below(&entry.path())).sum()

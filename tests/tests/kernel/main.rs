@@ -15,10 +15,13 @@ mod interval;
 mod latency;
 mod lifecycle;
 mod limits;
+mod moves;
 mod processes;
 mod prometheus;
 mod shards;
 mod time;
+mod unentered;
+mod workers;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,6 +31,7 @@ use kernmeter_tests::run_on_host;
 /// Families of what the tests look at.
 mod family {
     pub const SYSCALLS: &str = "kernmeter_syscalls_total";
+    pub const DENIED: &str = "kernmeter_syscalls_denied_total";
     pub const ERRORS: &str = "kernmeter_syscall_errors_total";
     pub const DURATION: &str = "kernmeter_syscall_duration_seconds";
     pub const BLOCKED: &str = "kernmeter_blocked_seconds_total";
@@ -45,7 +49,10 @@ fn main() -> ExitCode {
     let trials = [
         counting::trials(),
         abi::trials(),
+        moves::trials(),
         processes::trials(),
+        unentered::trials(),
+        workers::trials(),
         time::trials(),
         audit::trials(),
         latency::trials(),

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use anyhow::{Result, ensure};
 
-use crate::{Args, say, waits};
+use crate::{Args, say, wait_for_go, waits};
 
 /// `getppid` so many times.
 pub fn getppid(times: u64) {
@@ -15,7 +15,7 @@ pub fn getppid(times: u64) {
 }
 
 /// `getpriority` so many times: a call that neither the C library nor a container runtime makes by itself.
-fn getpriority(times: u64) {
+pub fn getpriority(times: u64) {
     for _ in 0..times {
         // SAFETY: getpriority of the caller itself takes two integers and changes nothing.
         unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
@@ -47,6 +47,21 @@ pub fn syscalls(args: &Args) -> Result<()> {
         failing_openat(share(openats))?;
         if pause > 0 {
             waits::nanosleep(pause * 1_000_000);
+        }
+    }
+    Ok(())
+}
+
+/// `--getppid N --pass N`: so many each time the test lets it go on, until it says no more; none that one time.
+pub fn steps(args: &Args) -> Result<()> {
+    let (each, pass) = (args.number("getppid", 1)?, args.number("pass", 0)?);
+    for step in 1.. {
+        if step != pass {
+            getppid(each);
+        }
+        say("done");
+        if !wait_for_go() {
+            break;
         }
     }
     Ok(())

@@ -28,6 +28,20 @@ pub fn int80(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// `getppid` by `int 0x80`, so many times.
+#[cfg(target_arch = "x86_64")]
+pub fn ia32_getppid(times: u64) {
+    for _ in 0..times {
+        // SAFETY: the call touches no memory; the entry code may clear r8 to r11.
+        unsafe {
+            std::arch::asm!(
+                "int 0x80", inlateout("rax") u64::from(IA32[0]) => _,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            );
+        }
+    }
+}
+
 /// `--calls N`: becomes a 32-bit program that calls `getppid` N times and ends.
 #[cfg(target_arch = "x86_64")]
 pub fn ia32_program(args: &Args) -> Result<()> {
@@ -100,6 +114,7 @@ mod elsewhere {
     pub fn int80(_: &Args) -> Result<()> {
         bail!("x86-64 only")
     }
+    pub fn ia32_getppid(_: u64) {}
     pub use int80 as ia32_program;
     pub use int80 as x32;
 }

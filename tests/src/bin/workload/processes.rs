@@ -25,6 +25,22 @@ pub fn processes(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Makes and ends processes and threads until the test says to stop, at which it has none left.
+pub fn storm(_: &Args) -> Result<()> {
+    let asked_to_stop = || {
+        let mut byte = 0u8;
+        // SAFETY: one byte is read into one live byte.
+        unsafe { libc::recv(0, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) == 1 }
+    };
+    say("done");
+    while !asked_to_stop() {
+        let children = (0..4).map(|_| child(|| ())).collect::<Result<Vec<_>>>()?;
+        children.into_iter().try_for_each(reap)?;
+        std::thread::spawn(|| ()).join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+    }
+    Ok(())
+}
+
 /// Forks a child that does something and never returns from it.
 fn child(what: impl FnOnce()) -> Result<libc::pid_t> {
     // SAFETY: this process has one thread, so the child may do anything.

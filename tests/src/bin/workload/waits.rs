@@ -27,7 +27,8 @@ pub fn pin(cpu: u64) -> Result<()> {
     Ok(())
 }
 
-fn real_time(policy: libc::c_int) -> Result<()> {
+/// Gives the calling thread a real-time policy of the lowest priority.
+pub fn real_time(policy: libc::c_int) -> Result<()> {
     let param = libc::sched_param { sched_priority: 1 };
     // SAFETY: the pointer is to a live local.
     let r = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };

@@ -16,8 +16,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::Limits;
-use super::tests::{Response, Running, is_closed, patient};
+use super::{HANG, Limits, Response, Running, is_closed, patient};
 use crate::web::{Access, Credentials, Watched};
 
 /// A CA that signs what a test asks for.
@@ -180,7 +179,7 @@ impl Client {
 
     fn connect(&self) -> std::io::Result<Tls> {
         let tcp = TcpStream::connect(self.address)?;
-        tcp.set_read_timeout(Some(super::tests::HANG))?;
+        tcp.set_read_timeout(Some(HANG))?;
         // The end of the handshake and the request are two writes: the second must not wait for an acknowledgement.
         tcp.set_nodelay(true)?;
         let connection = ClientConnection::new(Arc::clone(&self.config), "localhost".try_into().unwrap());
@@ -375,7 +374,7 @@ fn slow_handshakes_are_cut_and_hold_nobody() {
     let begun = std::time::Instant::now();
     while stream.write_all(b"a").and_then(|()| stream.flush()).is_ok() {
         std::thread::sleep(Duration::from_millis(5));
-        assert!(begun.elapsed() < super::tests::HANG, "never cut");
+        assert!(begun.elapsed() < HANG, "never cut");
     }
 }
 

@@ -6,8 +6,8 @@ use std::io::Read as _;
 
 use flate2::read::GzDecoder;
 
-use super::tests::{Response, Running, patient};
-use super::tls_tests::{Client, Pki};
+use super::tls::{Client, Pki};
+use super::{Response, Running, patient};
 use crate::registry::{Detail, Family, Kind, Limits, Registry, Scale};
 use crate::web::Reader;
 
