@@ -5,6 +5,7 @@ pub mod adapt;
 #[cfg(test)]
 mod allocations;
 pub mod attribute;
+pub mod audit;
 pub mod auth;
 pub mod btf;
 pub mod catalog;

@@ -281,7 +281,9 @@ impl Metering {
     fn publish(&mut self, report: &Report) {
         let mut engine = self.engine.borrow_mut();
         self.own.observe_drain(report.took);
-        self.own.set_accounting_error(report.error_ratio(self.cpus));
+        self.own.set_accounting_errors(report.error_ratios(self.cpus));
+        let outcomes = engine.audited().outcomes();
+        self.own.set_audit_readings(outcomes.map(|(outcome, n)| (outcome.as_str(), n)));
         let batch = engine.batch();
         let totals =
             |scale: Scale| Total::ALL.iter().filter(move |total| catalog::scale_of(**total) == scale);

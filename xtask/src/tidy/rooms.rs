@@ -38,6 +38,8 @@ const ROOMS: &[Room] = &[
     // Its families and handles: attribution writes into it, so it knows no attribution.
     room("registry", &["catalog", "escape"]),
     room("attribute", &["catalog", "drain", "identity", "registry"]),
+    // Reads `cpu.stat` of cgroups; knows no tenants.
+    room("audit", &["catalog", "drain", "identity"]),
     room("exposition", &["allocations", "catalog", "escape", "registry"]),
     room("selfmetrics", &["adapt", "allocations", "catalog", "escape", "exposition", "registry"]),
     // Who may read what: files and credentials, no series.
