@@ -8,9 +8,9 @@ use kernmeter_abi::{
     CgroupRef, Loss, NAME_MAX, SLOT_OVERFLOW, SlotInfo, Total, is_workload_name, slot_state,
 };
 
-use crate::kernel::{self, Cgroup};
+use crate::kernel::{self, Cgroup, Task};
 use crate::maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS};
-use crate::{row, slot};
+use crate::{row, slot, task};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
@@ -139,10 +139,15 @@ fn moved(ctx: &BtfTracePointContext) {
     if let Some(row) = row::of_slot(slot::of_cgroup(cgroup.id())) {
         row::add_atomic(&mut row.moved_in, 1);
     }
+    // Of a whole process only its leader is told: its other threads pay where they are from the next switch or pass on.
+    let leader = Task(ctx.arg(2));
+    if let Some(state) = task::find(leader) {
+        state.moved_runtime_ns = leader.runtime();
+    }
 }
 
 /// `cgroup_attach_task(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`.
-/// The task itself is bound anew at its next syscall entry or switch.
+/// The task's calls are bound anew at its next syscall entry or switch outside a call, its CPU time at once.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach(ctx: BtfTracePointContext) {
     moved(&ctx);

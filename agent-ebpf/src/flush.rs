@@ -33,13 +33,15 @@ pub fn flush_cpu(_: RawTracePointContext) {
         return;
     }
     let (slot, ran) = match task::find(current) {
-        Some(state) => (state.slot, task::take_runtime(state, current)),
+        Some(state) => {
+            let ran = task::take_runtime(state, current);
+            let payer = state.payer.into();
+            task::bind_payer(state, current);
+            (payer, ran)
+        }
         None => (slot::of_cgroup(current.cgroup_id()), elapsed),
     };
-    row::count(Total::CpuNs, ran);
-    if let Some(row) = row::of_slot(slot) {
-        row::add(&mut row.cpu_ns, ran);
-    }
+    row::charge_cpu(slot, ran);
 }
 
 /// `struct bpf_iter__task`.

@@ -97,6 +97,15 @@ pub fn of_slot<'a>(slot: u32) -> Option<&'a mut SlotRow> {
     SLOT_ROWS.get_ptr_mut(kernel::shard() * slots + slot).map(|row| unsafe { &mut *row })
 }
 
+/// Bills CPU time to a slot, and counts it in the total.
+#[inline(always)]
+pub fn charge_cpu(slot: u32, ns: u64) {
+    count(Total::CpuNs, ns);
+    if let Some(row) = of_slot(slot) {
+        add(&mut row.cpu_ns, ns);
+    }
+}
+
 /// The counters of a syscall row on this shard; `None` for the two pseudo rows.
 #[inline(always)]
 pub fn of_syscall<'a>(row: u32) -> Option<&'a mut SyscallRow> {

@@ -31,6 +31,10 @@ pub fn sched_switch(ctx: BtfTracePointContext) {
 pub fn raw_switch(ctx: RawTracePointContext) {
     let prev = task::current();
     let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
+    // No switch to the task was seen: it pays for its time where it is now.
+    if let Some(state) = task::find(prev) {
+        task::bind_payer(state, prev);
+    }
     leave(prev, ctx.arg(0), prev_state);
 }
 
@@ -55,7 +59,10 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
     row::count(if runnable { Total::SwitchInvoluntary } else { Total::SwitchVoluntary }, 1);
     let mut state = task::find(task);
     let (slot, ran) = match &mut state {
-        Some(state) => (state.slot, task::take_runtime(state, task)),
+        Some(state) => {
+            let ran = task::take_runtime(state, task);
+            (state.payer.into(), ran)
+        }
         None => {
             row::lose(Loss::NoTaskState);
             (slot::of_cgroup(task.cgroup_id()), elapsed)
@@ -105,6 +112,9 @@ fn switch_in(task: Task, now: u64) {
     }
     if state.row == ROW_NONE {
         task::rebind(state, task);
+        state.payer = state.slot as u16;
+    } else {
+        task::bind_payer(state, task);
     }
     if woken == 0 {
         return;
@@ -115,7 +125,7 @@ fn switch_in(task: Task, now: u64) {
     }
     row::count(Total::Waits, 1);
     row::count(Total::WaitNs, now - woken);
-    if let Some(row) = row::of_slot(state.slot) {
+    if let Some(row) = row::of_slot(state.payer.into()) {
         row::add(&mut row.wait_ns, now - woken);
         row::observe(&mut row.wait_buckets, now - woken);
     }

@@ -68,11 +68,13 @@ mod store {
         wake_ns: 0,
         off_ns: 0,
         runtime_ns: 0,
+        moved_runtime_ns: 0,
         rows: [0; REMEMBERED_ROWS],
         slot: 0,
         row: 0,
         syscall: 0,
         bound: 0,
+        payer: 0,
     };
 
     /// The current task.
@@ -131,6 +133,7 @@ pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
         state.runtime_ns = task.runtime();
         state.cgroup_id = task.cgroup_id();
         state.slot = slot::of_cgroup(state.cgroup_id);
+        state.payer = state.slot as u16;
         slot::move_task(None, Some(state.slot));
     }
     Some(state)
@@ -160,17 +163,36 @@ pub fn slot_of(task: Task) -> u32 {
 }
 
 /// Nanoseconds the task ran since it was last billed, by the scheduler's own count: without interrupts and time stolen
-/// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`.
+/// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`. The payer's.
 #[inline(always)]
 pub fn take_runtime(state: &mut TaskState, task: Task) -> u64 {
     let now = task.runtime();
+    let moved = state.moved_runtime_ns;
+    if moved != 0 {
+        state.moved_runtime_ns = 0;
+        // It may have run while it was moved: what it ran before is not its new cgroup's.
+        if moved > state.runtime_ns && moved <= now {
+            row::charge_cpu(state.payer.into(), moved - state.runtime_ns);
+            state.runtime_ns = moved;
+        }
+        bind_payer(state, task);
+    }
     let ran = now.wrapping_sub(state.runtime_ns);
     state.runtime_ns = now;
     ran
 }
 
+/// Lets the cgroup the task is in now pay for CPU time, in the middle of a call, too: so does the kernel. No slot is held
+/// for that, as one is for the call: a dead slot outlasts two passes, and each pass binds the tasks that run.
+#[inline(always)]
+pub fn bind_payer(state: &mut TaskState, task: Task) {
+    let cgroup_id = task.cgroup_id();
+    let slot = if cgroup_id == state.cgroup_id { state.slot } else { slot::of_cgroup(cgroup_id) };
+    state.payer = slot as u16;
+}
+
 /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with
-/// all its CPU, wait and block time, to the workload that entered it.
+/// its errors and all its duration and block time, to the workload that entered it.
 #[inline(always)]
 pub fn rebind(state: &mut TaskState, task: Task) {
     let cgroup_id = task.cgroup_id();

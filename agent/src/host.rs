@@ -34,6 +34,11 @@ pub fn online_cpus() -> Vec<u32> {
     cpu_list("/sys/devices/system/cpu/online").unwrap_or_default()
 }
 
+/// Whether some CPUs run without ticks (`nohz_full`).
+pub fn has_tickless_cpus() -> bool {
+    cpu_list("/sys/devices/system/cpu/nohz_full").is_some_and(|cpus| !cpus.is_empty())
+}
+
 /// Possible CPUs, as one more than the highest number: numbers may have gaps.
 pub fn possible_cpus() -> u32 {
     let possible = cpu_list("/sys/devices/system/cpu/possible").unwrap_or_default();

@@ -58,6 +58,16 @@ impl Cgroup {
             .with_context(|| format!("move {pid} into {}", self.path))
     }
 
+    /// Seconds that the tasks of the cgroup, and of those below it, have run: `usage_usec` of its `cpu.stat`.
+    ///
+    /// # Errors
+    /// When the cgroup is gone or the file makes no sense.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let text = fs::read_to_string(self.dir.join("cpu.stat")).context("read cpu.stat")?;
+        let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        Ok(usage.context("no usage_usec in cpu.stat")?.parse::<f64>()? / 1e6)
+    }
+
     /// Removes the cgroup now.
     ///
     /// # Errors

@@ -240,6 +240,11 @@ impl Attribution {
             .map(|(i, slot)| (i as u32, slot.cgroup_id))
     }
 
+    /// The path of a slot's cgroup, if it is known.
+    pub fn path(&self, slot: u32) -> Option<&[u8]> {
+        self.slots.get(slot as usize)?.path.as_deref()
+    }
+
     /// Compares every conserved quantity with the kernel's independent totals.
     pub fn balance(&self, batch: &Batch, registry: &Registry) -> Vec<Balance> {
         let sum = Sum::of(self.waiters().filter_map(|slot| match &slot.binding {

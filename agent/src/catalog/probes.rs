@@ -30,8 +30,8 @@ const NEEDS_TASK_STATE: &str =
 /// Tasks moved into a workload.
 pub static MOVES: Family = Family::counter(
     "kernmeter_task_moves",
-    "Moves of a task, or of a process with all its threads, into a cgroup of the workload. A moved task is billed to its \
-     new workload from its next system call on, or from its next time on a CPU when it is outside one.",
+    "Moves of a task, or of a process with all its threads, into a cgroup of the workload. The new workload is billed \
+     for the CPU time, waits and switches of a moved task at once, and for its calls from the next one on.",
 );
 
 static MOVES_MADE: Quantity = Quantity { name: "moved", totals: &[Total::Moved] };

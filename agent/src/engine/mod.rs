@@ -10,8 +10,11 @@ pub use probes::{ProbeState, probe_state};
 pub use start::StartError;
 
 use crate::attribute::{Attribution, Balance};
+use crate::audit::{Audit, Comparison, Reading, cpu_stat};
 use crate::config::Config;
 use crate::drain::{Batch, Drain, SlotCounts};
+use crate::host::{has_tickless_cpus, possible_cpus};
+use crate::identity::path::printable;
 use crate::identity::pods::{Event, PodCache, Wanted};
 use crate::identity::tree::{Hierarchy, MOST_CGROUPS};
 use crate::identity::{Identifier, PodKnowledge};
@@ -32,14 +35,20 @@ const SETTLE_LOOKS: u32 = 40;
 pub struct Report {
     /// Every conserved quantity.
     pub balances: Vec<Balance>,
+    /// How far CPU time is from the kernel's own account of the cgroups, relative.
+    pub cpu_by_cgroup: f64,
     /// How long the pass took.
     pub took: Duration,
 }
 
 impl Report {
-    /// The largest deviation of an attributed sum from the kernel's own, relative.
-    pub fn error_ratio(&self, cpus: u32) -> f64 {
-        self.balances.iter().map(|balance| balance.error_ratio(u64::from(cpus))).fold(0.0, f64::max)
+    /// How far each conserved quantity is from the kernel's own count, relative; time by its name without `_ns`.
+    pub fn error_ratios(&self, cpus: u32) -> impl Iterator<Item = (&'static str, f64)> {
+        let quantity = |balance: &Balance| balance.event.trim_end_matches("_ns");
+        self.balances
+            .iter()
+            .map(move |balance| (quantity(balance), balance.error_ratio(u64::from(cpus))))
+            .chain([("cpu_by_cgroup", self.cpu_by_cgroup)])
     }
 }
 
@@ -50,6 +59,7 @@ pub struct Engine {
     batch: Batch,
     registry: Registry,
     attribution: Attribution,
+    audit: Audit,
     identifier: Identifier,
     hierarchy: Hierarchy,
     reconciled_ns: u64,
@@ -83,6 +93,7 @@ impl Engine {
             batch: Batch::default(),
             registry,
             attribution,
+            audit: Audit::new(plan.slots, possible_cpus(), has_tickless_cpus()),
             identifier,
             hierarchy,
             reconciled_ns: 0,
@@ -101,6 +112,7 @@ impl Engine {
         let begun = monotonic_ns();
         self.drain.pass(&mut self.kernel, begun, &mut self.batch)?;
         self.attribution.apply(&self.batch, &mut self.registry, &self.identifier);
+        self.audit();
         self.look_up_names(begun);
         self.attribution.resolve(begun, &mut self.registry, &self.identifier);
         self.registry.expire(begun);
@@ -111,6 +123,7 @@ impl Engine {
         }
         Ok(Report {
             balances: self.attribution.balance(&self.batch, &self.registry),
+            cpu_by_cgroup: self.audit.error_ratio(begun),
             took: Duration::from_nanos(monotonic_ns() - begun),
         })
     }
@@ -127,6 +140,7 @@ impl Engine {
     pub fn finish(&mut self) -> Result<Report, MapAccessError> {
         // The last moments of running tasks are accounted while switches still are.
         self.pass()?;
+        self.audit.close();
         self.kernel.detach();
         let mut last = self.drain.totals()?;
         let mut quiet = 0;
@@ -223,6 +237,35 @@ impl Engine {
     /// Slots and what became of them: waiting, refused, given up.
     pub fn attribution(&self) -> &Attribution {
         &self.attribution
+    }
+
+    /// What became of readings of the kernel's own account of CPU time.
+    pub fn audited(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Compares what the last pass metered with the kernel's own account of CPU time.
+    fn audit(&mut self) {
+        let (mount, attribution) = (&self.hierarchy.mount, &self.attribution);
+        let comparisons = self.audit.pass(&self.batch, |slot, cgroup_id| {
+            let usage_ns = cpu_stat::usage_ns(mount, attribution.path(slot)?, cgroup_id)?;
+            Some(Reading { usage_ns, read_ns: monotonic_ns() })
+        });
+        for Comparison { slot, kernel_ns, metered_ns, ratio } in comparisons {
+            let cgroup = printable(attribution.path(slot).unwrap_or_default());
+            let (cpu_stat, metered) = (Duration::from_nanos(kernel_ns), Duration::from_nanos(metered_ns));
+            if ratio > 0.0 {
+                tracing::warn!(
+                    cgroup,
+                    ?cpu_stat,
+                    ?metered,
+                    ratio,
+                    "a cgroup's CPU time differs from cpu.stat"
+                );
+            } else {
+                tracing::debug!(cgroup, ?cpu_stat, ?metered, "a cgroup's CPU time agrees with cpu.stat");
+            }
+        }
     }
 
     /// Finds the paths of cgroups whose name the kernel side could not tell (its parent had no slot, say).

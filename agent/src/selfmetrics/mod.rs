@@ -54,7 +54,7 @@ pub struct MapUsage<'a> {
 
 /// How the source of pods fares.
 #[derive(Clone, Copy, Debug)]
-pub struct PodSource<'a> {
+pub struct PodWatchFigures<'a> {
     /// `(reason, times the watch had to begin anew)`.
     pub restarts: &'a [(&'static str, u64)],
     /// `(reason, events not taken in)`.
@@ -137,8 +137,10 @@ families! {
         "Events seen in the kernel, counted there independently of tenants.";
     kernel_seconds: Counter "kernmeter_kernel" ["seconds"] ["kind"]
         "Time seen in the kernel, counted there independently of tenants.";
-    accounting_error: Gauge "kernmeter_accounting_error" ["ratio"] []
-        "Largest relative difference between the sum over tenants and the independent kernel totals.";
+    accounting_error: Gauge "kernmeter_accounting_error" ["ratio"] ["quantity"]
+        "Relative difference between the sum over tenants and the independent kernel totals; cpu_by_cgroup: the largest difference between a cgroup's CPU time and its cpu.stat in the last ten minutes.";
+    audit_readings: Counter "kernmeter_audit_readings" [] ["outcome"]
+        "Readings of cpu.stat of cgroups, by what became of them: compared with what was metered, or why not.";
     map_entries: Gauge "kernmeter_map_entries" [] ["map"] "Entries in use in the kernel map.";
     map_capacity: Gauge "kernmeter_map_capacity" [] ["map"] "Entries the kernel map has room for.";
     map_memory: Gauge "kernmeter_map_memory" ["bytes"] ["map"] "Kernel memory the map holds.";
@@ -245,9 +247,15 @@ impl SelfMetrics {
         self.families().kernel_seconds.replace(rows.iter().map(|(kind, n)| ([*kind], Number::Float(*n))));
     }
 
-    /// The largest relative difference between tenants' sums and kernel totals; 0 is right.
-    pub fn set_accounting_error(&self, ratio: f64) {
-        self.families().accounting_error.set(ratio);
+    /// Relative differences from the kernel's own counts as `(quantity, ratio)`, all of them; 0 is right.
+    pub fn set_accounting_errors<'a>(&self, rows: impl IntoIterator<Item = (&'a str, f64)>) {
+        let rows = rows.into_iter().map(|(quantity, ratio)| ([quantity], Number::Float(ratio)));
+        self.families().accounting_error.replace(rows);
+    }
+
+    /// Absolute counts of readings of the kernel's account of CPU time as `(outcome, count)`, all of them, never falling.
+    pub fn set_audit_readings<'a>(&self, rows: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.families().audit_readings.replace(rows.into_iter().map(|(outcome, n)| ([outcome], n.into())));
     }
 
     /// The fill of every kernel map; replaces what was said before.
@@ -305,7 +313,7 @@ impl SelfMetrics {
     }
 
     /// How the source of pods fares: absolute counts of restarts and of dropped events by reason, never falling.
-    pub fn set_pod_source(&self, source: &PodSource<'_>) {
+    pub fn set_pod_source(&self, source: &PodWatchFigures<'_>) {
         let row = |(reason, n): &(&'static str, u64)| ([*reason], Number::Integer(*n));
         self.families().watch_restarts.replace(source.restarts.iter().map(row));
         self.families().dropped_events.replace(source.dropped.iter().map(row));

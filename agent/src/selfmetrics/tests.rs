@@ -23,7 +23,8 @@ fn filled() -> SelfMetrics {
     ]);
     own.set_events_lost(&[("kernel", "row_table_full", u64::MAX), ("drain", "stale", 0)]);
     own.set_kernel_events(&[("sys_enter", 10), ("sys_exit", 9)]);
-    own.set_accounting_error(0.0);
+    own.set_accounting_errors([("cpu", 0.0)]);
+    own.set_audit_readings([("compared", 7)]);
     own.set_maps(&[MapUsage { map: "ROWS", entries: Some(5), capacity: 100, memory_bytes: 4096 }]);
     own.set_slots(100, 20, 3);
     own.set_unresolved_slots(2);
@@ -72,7 +73,8 @@ fn openmetrics_has_every_family() {
         r#"kernmeter_events_lost_total{stage="kernel",reason="row_table_full"} 18446744073709551615"#,
         r#"kernmeter_kernel_events_total{event="sys_enter"} 10"#,
         "# UNIT kernmeter_accounting_error_ratio ratio",
-        "kernmeter_accounting_error_ratio 0.0",
+        r#"kernmeter_accounting_error_ratio{quantity="cpu"} 0.0"#,
+        r#"kernmeter_audit_readings_total{outcome="compared"} 7"#,
         r#"kernmeter_map_entries{map="ROWS"} 5"#,
         r#"kernmeter_map_capacity{map="ROWS"} 100"#,
         r#"kernmeter_map_memory_bytes{map="ROWS"} 4096"#,
@@ -154,7 +156,7 @@ fn every_family_has_help_and_type_before_its_samples_and_once() {
         unique.dedup();
         assert_eq!(unique.len(), help.len());
         // Build info, the histograms of drains and lists of pods, and what has rows.
-        assert_eq!(help.len(), 3 + 29);
+        assert_eq!(help.len(), 3 + 30);
         for line in text.lines().filter(|l| l.starts_with("# HELP ")) {
             assert!(line.ends_with('.') && line.split(' ').count() > 4, "{line}");
         }
@@ -189,7 +191,7 @@ fn equal_rows_never_reach_a_scrape_and_long_values_are_cut() {
 #[test]
 fn what_is_no_number_has_no_sample() {
     let own = filled();
-    own.set_accounting_error(f64::NAN);
+    own.set_accounting_errors([("cpu", f64::NAN)]);
     own.set_process(&ProcessStats { max_fds: None, ..ProcessStats::default() });
     let text = body(&own, Format::Text004);
     assert!(!text.contains("kernmeter_accounting_error_ratio") && !text.contains("process_max_fds"));

@@ -78,6 +78,7 @@ fn main() -> Result<()> {
     match command.as_str() {
         "syscalls" => calls::syscalls(&args)?,
         "steps" => return calls::steps(&args),
+        "long-call" => calls::long_call(&args)?,
         "flood" => calls::flood(&args)?,
         "x32" => compat::x32(&args)?,
         "int80" => compat::int80(&args)?,

@@ -4,6 +4,7 @@
 
 mod abi;
 mod access;
+mod audit;
 mod cli;
 mod counting;
 mod flood;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         unentered::trials(),
         workers::trials(),
         time::trials(),
+        audit::trials(),
         latency::trials(),
         prometheus::trials(),
         interval::trials(),

@@ -38,11 +38,13 @@ const ROOMS: &[Room] = &[
     // Its families and handles: attribution writes into it, so it knows no attribution.
     room("registry", &["catalog", "escape"]),
     room("attribute", &["catalog", "drain", "identity", "registry"]),
+    // Reads `cpu.stat` of cgroups; knows no tenants.
+    room("audit", &["catalog", "drain", "identity"]),
     room("exposition", &["allocations", "catalog", "escape", "registry"]),
     room("selfmetrics", &["adapt", "allocations", "catalog", "escape", "exposition", "registry"]),
     // Who may read what: files and credentials, no series.
-    room("web", &["config", "filewatch", "identity"]),
-    room("serve", &["exposition", "registry", "selfmetrics", "web"]),
+    room("auth", &["config", "filewatch", "identity"]),
+    room("serve", &["auth", "exposition", "registry", "selfmetrics"]),
     room("table", &["catalog", "registry"]),
     room("log", &["config"]),
     room("docs", &["catalog", "config", "exposition", "kernel", "selfmetrics"]),

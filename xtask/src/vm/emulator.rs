@@ -57,7 +57,9 @@ impl Emulator {
             for data in ["usr/share/qemu", "usr/share/seabios"] {
                 command.arg("-L").arg(root.join(data));
             }
-            command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
+            // Some packages still have their libraries outside /usr.
+            let libraries = ["usr/lib", "lib"].map(|lib| root.join(lib).join("x86_64-linux-gnu"));
+            command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap_or_default());
         }
         command
     }

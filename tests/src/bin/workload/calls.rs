@@ -1,5 +1,7 @@
 //! Plain system calls in exact numbers.
 
+use std::os::fd::AsRawFd;
+
 use anyhow::{Result, ensure};
 
 use crate::{Args, say, wait_for_go, waits};
@@ -62,6 +64,20 @@ pub fn steps(args: &Args) -> Result<()> {
             break;
         }
     }
+    Ok(())
+}
+
+/// `--mb N`: one `readv` of so many megabytes of random numbers, all of which it spends on a CPU. They go to the same
+/// megabyte over and over.
+pub fn long_call(args: &Args) -> Result<()> {
+    const MEGABYTE: usize = 1 << 20;
+    let source = std::fs::File::open("/dev/urandom")?;
+    let mut buffer = vec![0u8; MEGABYTE];
+    let piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: MEGABYTE };
+    let pieces = vec![piece; args.number("mb", 1)?.try_into()?];
+    // SAFETY: every piece is the live buffer, which nobody else looks at.
+    let n = unsafe { libc::readv(source.as_raw_fd(), pieces.as_ptr(), pieces.len().try_into()?) };
+    ensure!(n as usize == pieces.len() * MEGABYTE, "readv: {n}, {}", std::io::Error::last_os_error());
     Ok(())
 }
 

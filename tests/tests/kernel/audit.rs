@@ -1,0 +1,140 @@
+//! CPU time of a cgroup is what the kernel accounts to it in `cpu.stat`, also for tasks that move; the agent compares the
+//! two by itself, and finds them equal.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use kernmeter_tests::agent::logfmt;
+use kernmeter_tests::kernel::task_times;
+use kernmeter_tests::trial::with_retries;
+use kernmeter_tests::{Agent, Cgroup, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
+
+use crate::counting::calls;
+use crate::family::CPU;
+
+trials![cpu_of_a_task_that_moves_in_a_call, cpu_of_a_task_that_moves_while_it_runs, cpu_is_audited_by_cgroup,];
+
+const RATIO: &str = "kernmeter_accounting_error_ratio";
+const READINGS: &str = "kernmeter_audit_readings_total";
+
+/// A tenant's CPU time is its cgroup's by the kernel's account, but for one part in a hundred and 5 ms.
+fn check(scrape: &Scrape, tenant: &Cgroup) -> Outcome {
+    let seen = scrape.sum(CPU, &[("tenant_id", tenant.name())]);
+    let expected = tenant.cpu_seconds()?;
+    println!("{}: {seen:.6} s, the kernel says {expected:.6} s", tenant.name());
+    ensure!(expected > 0.1, "{} used {expected} s only", tenant.name());
+    ensure!(
+        (seen - expected).abs() <= expected * 0.01 + 0.005,
+        "{} has {seen} s, the kernel says {expected} s",
+        tenant.name()
+    );
+    Ok(())
+}
+
+/// Lets a workload go on, and waits until it has run for so long since.
+fn let_run(workload: &mut Workload, seconds: f64) -> Outcome {
+    let begin = task_times(workload.pid())?.cpu;
+    workload.go()?;
+    let until = Instant::now() + Duration::from_secs(20);
+    while task_times(workload.pid())?.cpu < begin + seconds {
+        ensure!(Instant::now() < until, "the workload gets no CPU time");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A runtime moves its container's first process while that is in a call of a second: each cgroup pays for what ran in it.
+fn cpu_of_a_task_that_moves_in_a_call() -> Outcome {
+    with_retries(|| {
+        let hierarchy = Hierarchy::new()?;
+        let agent = Agent::start(&Settings::new(&hierarchy))?;
+        let (old, new) = (hierarchy.tenant("old")?, hierarchy.tenant("new")?);
+        let mut workload = Workload::spawn(&old, &["long-call", "--mb", "1000"])?;
+        let_run(&mut workload, 0.3)?;
+        new.enter(workload.pid())?;
+        workload.results()?;
+        let scrape = agent.fresh()?;
+        check(&scrape, &old)?;
+        check(&scrape, &new)?;
+        // The call itself is the old one's, which made it.
+        let readvs = (calls(&scrape, "old", "readv"), calls(&scrape, "new", "readv"));
+        ensure!(readvs == (1, 0), "{readvs:?} readv");
+        workload.finish()?;
+        agent.stop_conserved()?;
+        Ok(())
+    })
+}
+
+/// A task that runs on without a switch while it is moved: each cgroup pays for its part of the stint.
+fn cpu_of_a_task_that_moves_while_it_runs() -> Outcome {
+    with_retries(|| {
+        let hierarchy = Hierarchy::new()?;
+        let agent = Agent::start(&Settings::new(&hierarchy).every_ms(3000))?;
+        let (old, new) = (hierarchy.tenant("old")?, hierarchy.tenant("new")?);
+        let args = ["spin", "--cpu", "0", "--real-time", "--ms", "800"];
+        let mut workload = Workload::spawn(&old, &args)?;
+        workload.go()?;
+        workload.results()?;
+        let_run(&mut workload, 0.3)?;
+        new.enter(workload.pid())?;
+        workload.results()?;
+        let scrape = agent.fresh()?;
+        check(&scrape, &old)?;
+        check(&scrape, &new)?;
+        workload.finish()?;
+        agent.stop_conserved()?;
+        Ok(())
+    })
+}
+
+/// The agent compares busy cgroups, and those above them, with the kernel's account and finds no difference, while
+/// processes come and go and tasks move.
+fn cpu_is_audited_by_cgroup() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy).section("log: {level: debug}"))?;
+    let (spun, forked) = (hierarchy.tenant("spun")?, hierarchy.tenant("forked")?);
+    let (left, right) = (hierarchy.tenant("left")?, hierarchy.tenant("right")?);
+    let mut spinner = Workload::spawn(&spun, &["flood"])?;
+    let mut forker = Workload::spawn(&forked, &["flood", "--forks"])?;
+    let mut mover = Workload::spawn(&left, &["flood"])?;
+    for workload in [&mut spinner, &mut forker, &mut mover] {
+        workload.go()?;
+    }
+    // A comparison takes some 5 s of CPU time in each; what each gets depends on the rest of the host.
+    let until = Instant::now() + Duration::from_mins(2);
+    let busy = [&spun, &forked];
+    let mut moves = 0;
+    loop {
+        [&right, &left][moves % 2].enter(mover.pid())?;
+        moves += 1;
+        std::thread::sleep(Duration::from_millis(100));
+        let used = busy.iter().map(|c| c.cpu_seconds()).collect::<Result<Vec<_>, _>>()?;
+        if used.iter().all(|seconds| *seconds > 12.0) {
+            break;
+        }
+        ensure!(Instant::now() < until, "{used:?} s of CPU time in two minutes");
+    }
+    let scrape = agent.fresh()?;
+    [spinner, forker, mover].into_iter().try_for_each(|workload| workload.kill().map(drop))?;
+
+    let compared = scrape.count(READINGS, &[("outcome", "compared")]);
+    let ratio = scrape.find(RATIO, &[("quantity", "cpu_by_cgroup")]).next().context("no such ratio")?.value();
+    println!("{compared} comparisons, {moves} moves, ratio {ratio}");
+    for quantity in ["cpu", "syscall_enter", "switches", "wait"] {
+        let own = [("quantity", quantity)];
+        ensure!(scrape.find(RATIO, &own).any(|s| s.value() == 0.0), "no ratio of {quantity} that is 0");
+    }
+    let stopped = agent.stop()?;
+    stopped.check()?;
+    let agreed = |cgroup: &str| {
+        let lines = stopped.log.iter().map(|line| logfmt(line));
+        lines.filter(|l| l.get("cpu_stat").is_some() && l.get("cgroup").is_some_and(|c| c == cgroup)).count()
+    };
+    for cgroup in [hierarchy.own(), &spun, &forked] {
+        let times = agreed(cgroup.path());
+        println!("{}: compared {times} times", cgroup.path());
+        ensure!(times > 0, "{} was never compared; the log:\n{}", cgroup.path(), stopped.log.join("\n"));
+    }
+    ensure!(ratio < 0.01, "CPU time by cgroup differs by {ratio}; the log:\n{}", stopped.log.join("\n"));
+    Ok(())
+}
