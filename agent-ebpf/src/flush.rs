@@ -33,7 +33,7 @@ pub fn flush_cpu(_: RawTracePointContext) {
         return;
     }
     let (slot, ran) = match task::find(current) {
-        Some(state) => (state.slot, task::take_runtime(state, current)),
+        Some(state) => (state.slot, task::take_runtime_so_far(state, current, elapsed)),
         None => (slot::of_cgroup(current.cgroup_id()), elapsed),
     };
     row::count(Total::CpuNs, ran);
@@ -55,10 +55,8 @@ struct TaskIteration {
 pub fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
-    if !task.is_null() && !Task(task).is_dead() {
-        if task::find_or_create(Task(task)).is_none() {
-            row::lose(Loss::TaskStateFailed);
-        }
+    if !task.is_null() && !task::adopt(Task(task)) {
+        row::lose(Loss::TaskStateFailed);
     }
     0
 }

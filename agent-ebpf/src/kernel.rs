@@ -137,8 +137,9 @@ unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
     }
 }
 
-/// `PF_KTHREAD` of `include/linux/sched.h`.
-const PF_KTHREAD: u32 = 0x0020_0000;
+/// `PF_KTHREAD`, `PF_IO_WORKER` and, since Linux 6.4, `PF_USER_WORKER` (vhost's) of `include/linux/sched.h`. What the last bit
+/// was until 5.17 is set in a task only while it loads a module.
+const PF_WORKER: u32 = 0x0020_0000 | 0x0000_0010 | 0x0000_4000;
 /// `TS_COMPAT` of `arch/x86/include/asm/thread_info.h`: in a 32-bit syscall.
 const TS_COMPAT: u32 = 0x0002;
 
@@ -165,10 +166,10 @@ impl Task {
         self.read(&OFF_TASK_TGID)
     }
 
-    /// Whether it is a kernel thread.
+    /// Whether it never runs a program: a kernel thread, or a worker that the kernel made for a process.
     #[inline(always)]
-    pub fn is_kernel_thread(self) -> bool {
-        self.read::<u32>(&OFF_TASK_FLAGS) & PF_KTHREAD != 0
+    pub fn is_worker(self) -> bool {
+        self.read::<u32>(&OFF_TASK_FLAGS) & PF_WORKER != 0
     }
 
     /// Scheduler state: 0 when runnable.

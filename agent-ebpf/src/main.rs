@@ -14,6 +14,7 @@ mod process;
 mod row;
 mod scheduler;
 mod slot;
+mod store;
 mod syscalls;
 mod task;
 

@@ -55,7 +55,7 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
     row::count(if runnable { Total::SwitchInvoluntary } else { Total::SwitchVoluntary }, 1);
     let mut state = task::find(task);
     let (slot, ran) = match &mut state {
-        Some(state) => (state.slot, task::take_runtime(state, task)),
+        Some(state) => (state.slot, task::take_runtime(state, task, elapsed)),
         None => {
             row::lose(Loss::NoTaskState);
             (slot::of_cgroup(task.cgroup_id()), elapsed)
@@ -98,8 +98,8 @@ fn switch_in(task: Task, now: u64) {
         };
         if until < blocked {
             row::lose(Loss::ClockBackwards);
-        } else if state.row != ROW_NONE || !task.is_kernel_thread() {
-            // A kernel thread that sleeps has nothing to do: nobody waits for it.
+        } else if state.row != ROW_NONE || !task.is_worker() {
+            // A worker that sleeps has nothing to do: nobody waits for it.
             charge_blocked(state, until - blocked);
         }
     }
@@ -134,16 +134,16 @@ fn charge_blocked(state: &TaskState, ns: u64) {
     }
 }
 
-/// Notes when a task became runnable; false if it has no state. One that was preempted on its way to sleep has been runnable
-/// since then: being woken adds nothing.
+/// Notes when a task became runnable. One that was preempted on its way to sleep has been runnable since then: being woken adds
+/// nothing.
 #[inline(always)]
-fn woken(task: Task) -> bool {
-    let Some(state) = task::find(task) else { return false };
+fn woken<'a>(task: Task) -> Option<&'a mut TaskState> {
+    let state = task::find(task)?;
     if state.wake_ns == 0 {
         // SAFETY: the helper takes nothing.
         state.wake_ns = unsafe { bpf_ktime_get_ns() };
     }
-    true
+    Some(state)
 }
 
 /// `sched_wakeup(struct task_struct *p)`, run-queue lock held.
@@ -153,13 +153,16 @@ pub fn sched_wakeup(ctx: BtfTracePointContext) {
 }
 
 /// `sched_wakeup_new(struct task_struct *p)`, run-queue lock held. Each new task comes by once, with interrupts off: one that
-/// `process_fork` could not set up, or missed, is counted here.
+/// `task_newtask` could not set up, or missed, is counted here.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn wakeup_new(ctx: BtfTracePointContext) {
     let task = Task(ctx.arg(0));
-    if !woken(task) {
-        process::count_new(task, slot::of_cgroup(task.cgroup_id()));
-    }
+    let slot = match woken(task) {
+        Some(state) if state.flags & TaskState::COUNTED != 0 => return,
+        Some(state) => state.slot,
+        None => slot::of_cgroup(task.cgroup_id()),
+    };
+    process::count_new(task, slot);
 }
 
 /// `sched_migrate_task(struct task_struct *p, int dest_cpu)`, run-queue or wake-up lock held.

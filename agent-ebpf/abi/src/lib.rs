@@ -62,7 +62,7 @@ pub struct SlotRow {
     pub involuntary: u64,
     /// Moves of a runnable or waking task to another CPU (`sched_migrate_task`).
     pub migrations: u64,
-    /// New processes (`sched_process_fork`, process context, or `sched_wakeup_new`). Atomic.
+    /// New processes (`task_newtask`, process context, or `sched_wakeup_new`). Atomic.
     pub forked: u64,
     /// New threads of existing processes (as `forked`). Atomic.
     pub threads: u64,

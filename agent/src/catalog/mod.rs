@@ -75,8 +75,9 @@ pub struct Probe {
     pub families: &'static [&'static Family],
 }
 
-/// Every probe, in the order they are attached: cgroups first, so that no event finds its cgroup without a slot.
-pub static PROBES: &[&Probe] = &[&cgroup::PROBE, &process::PROBE, &scheduler::PROBE, &syscalls::PROBE];
+/// Every probe, in the order they are attached: cgroups first, so that no event finds its cgroup without a slot; switches, where
+/// the state of tasks ends, before new tasks and system calls, where it begins.
+pub static PROBES: &[&Probe] = &[&cgroup::PROBE, &scheduler::PROBE, &process::PROBE, &syscalls::PROBE];
 
 /// Every workload family, in exposition order.
 pub fn families() -> impl Iterator<Item = &'static Family> {

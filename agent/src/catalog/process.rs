@@ -11,7 +11,10 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
 pub static FORKED: Family =
     counter("kernmeter_processes_forked", "Processes created, billed to the workload they start in.");
 /// New threads.
-pub static THREADS: Family = counter("kernmeter_threads_started", "Threads created in existing processes.");
+pub static THREADS: Family = counter(
+    "kernmeter_threads_started",
+    "Threads created in existing processes, workers included that the kernel makes for a process (io_uring, vhost).",
+);
 /// Programs executed.
 pub static EXEC: Family = counter("kernmeter_processes_exec", "Programs executed.");
 /// Processes gone.
@@ -34,11 +37,11 @@ pub static PROBE: Probe = Probe {
     cost: "about 200 ns per fork",
     hooks: &[
         Hook {
-            program: "process_fork",
+            program: "task_newtask",
             raw_twin: None,
             event_twin: None,
-            tracepoint: "sched_process_fork",
-            prototype: "sched_process_fork(struct task_struct *parent, struct task_struct *child), since 2.6.32",
+            tracepoint: "task_newtask",
+            prototype: "task_newtask(struct task_struct *task, u64 clone_flags), since 6.18; with unsigned long clone_flags before",
             optional: false,
         },
         Hook {

@@ -27,7 +27,7 @@ pub static WAIT: Family = Family {
 pub static BLOCKED: Family = Family {
     name: "kernmeter_blocked_seconds",
     help: "Time tasks were blocked, by the system call they blocked in; counted when they wake. \
-           `none`: outside any call (page faults, stops), not for kernel threads.",
+           `none`: outside any call (page faults, stops), not for kernel threads and workers of io_uring and vhost.",
     unit: Some("seconds"),
     kind: Kind::Counter,
     scale: Scale::NanosToSeconds,

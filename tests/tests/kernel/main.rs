@@ -4,6 +4,7 @@
 
 mod abi;
 mod access;
+mod beginnings;
 mod cli;
 mod counting;
 mod flood;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         abi::trials(),
         moves::trials(),
         processes::trials(),
+        beginnings::trials(),
         unentered::trials(),
         workers::trials(),
         time::trials(),

@@ -57,7 +57,10 @@ impl Emulator {
             for data in ["usr/share/qemu", "usr/share/seabios"] {
                 command.arg("-L").arg(root.join(data));
             }
-            command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
+            // Packages of releases in which /lib was not yet a part of /usr have libraries in both.
+            let folders =
+                ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|folder| root.join(folder));
+            command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap_or_default());
         }
         command
     }
