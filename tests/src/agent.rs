@@ -95,8 +95,9 @@ impl Stopped {
 }
 
 /// Totals that must be in the final lines.
-pub const CONSERVED: [&str; 14] = [
+pub const CONSERVED: [&str; 15] = [
     "syscall_enter",
+    "syscall_denied",
     "syscall_exit",
     "syscall_error",
     "switches",

@@ -25,13 +25,13 @@ pub const META_USED: u64 = 1 << 63;
 
 /// Counters of one (slot, syscall) on one shard.
 ///
-/// `calls`, `errors`, `other_errors`, `sum_ns` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
+/// `calls`, `errors`, `other_errors`, `sum_ns`, `denied` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
 /// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments are exact
 /// while a shard belongs to one CPU; shards shared by CPUs are written with atomic adds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SyscallRow {
-    /// Entries into the syscall.
+    /// Entries into the syscall, and calls that were answered before.
     pub calls: u64,
     /// Returns with an error (`-4095..=-1`).
     pub errors: u64,
@@ -41,10 +41,12 @@ pub struct SyscallRow {
     pub sum_ns: u64,
     /// Time blocked (off the CPU and not runnable) inside the syscall, nanoseconds.
     pub blocked_ns: u64,
+    /// The part of `calls` that seccomp or a tracer answered before they were entered.
+    pub denied: u64,
     /// Finished calls by duration. Wraps at 2^32: readers take differences.
     pub buckets: [u32; histogram::BUCKETS],
 }
-const _: () = assert!(size_of::<SyscallRow>() == 512);
+const _: () = assert!(size_of::<SyscallRow>() == 520);
 
 /// Counters of one slot on one shard.
 ///
@@ -77,7 +79,7 @@ pub struct SlotRow {
     pub moved_in: u64,
     /// Time blocked outside any syscall (page faults, stops), nanoseconds (`sched_switch`); not for kernel threads.
     pub blocked_other_ns: u64,
-    /// Syscall entries that found no syscall row. Atomic.
+    /// Syscall entries, and calls that were answered before, that found no syscall row. Atomic.
     pub overflow_calls: u64,
     /// Syscall errors of calls without a row. Atomic.
     pub overflow_errors: u64,
@@ -85,10 +87,12 @@ pub struct SlotRow {
     pub overflow_done: u64,
     /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
     pub overflow_blocked_ns: u64,
+    /// The part of `overflow_calls` that was answered before it was entered. Atomic.
+    pub overflow_denied: u64,
     /// Run-queue waits by duration. Wraps at 2^32: readers take differences.
     pub wait_buckets: [u32; histogram::BUCKETS],
 }
-const _: () = assert!(size_of::<SlotRow>() == 600);
+const _: () = assert!(size_of::<SlotRow>() == 608);
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -233,9 +237,12 @@ numbered! {
         SyscallEnter = "syscall_enter",
         /// `sys_exit` events that belong to a counted entry.
         SyscallExit = "syscall_exit",
-        /// `sys_exit` events without an entry: inside a syscall when the agent started, or a new task's first return.
+        /// `sys_exit` events without an entry that are no denied call: inside a syscall when the agent started, or a new
+        /// task's first return.
         SyscallExitUnmatched = "syscall_exit_unmatched",
-        /// `sys_exit` events with an error that belong to a counted entry.
+        /// `sys_exit` events of calls that seccomp or a tracer answered before they were entered.
+        SyscallDenied = "syscall_denied",
+        /// `sys_exit` events with an error that belong to a counted entry or to a denied call.
         SyscallError = "syscall_error",
         /// Switches away from a task (not the idle task) that blocked or exited.
         SwitchVoluntary = "switch_voluntary",

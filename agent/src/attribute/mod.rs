@@ -302,9 +302,16 @@ impl Attribution {
         };
         let Sum { slot, syscall, errors } = &sum;
         let done = |row: &SyscallRow| row.buckets.iter().map(|n| u64::from(*n)).sum::<u64>();
+        let denied = syscall.denied + slot.overflow_denied;
         let waits = slot.wait_buckets.iter().map(|n| u64::from(*n)).sum::<u64>();
         vec![
-            family(Total::SyscallEnter, &syscalls::CALLS, syscall.calls + slot.overflow_calls),
+            // Calls that were answered before they were entered are in the same family.
+            of(
+                Total::SyscallEnter,
+                registry.sum(&syscalls::CALLS) - registry.sum(&syscalls::DENIED),
+                syscall.calls + slot.overflow_calls - denied,
+            ),
+            family(Total::SyscallDenied, &syscalls::DENIED, denied),
             of(
                 Total::SyscallExit,
                 registry.count(&syscalls::DURATION) + registry.sum(&syscalls::UNMEASURED),

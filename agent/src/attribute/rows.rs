@@ -25,6 +25,7 @@ pub(super) fn add_slot(registry: &mut Registry, target: TargetId, row: &SlotRow)
         (&process::TASKS, &[], row.tasks),
         (&cgroup::MOVES, &[], row.moved_in),
         (&syscalls::CALLS, &no_row, row.overflow_calls),
+        (&syscalls::DENIED, &no_row, row.overflow_denied),
         (&syscalls::ERRORS, &[NO_ROW, NO_ROW, NO_ROW], row.overflow_errors),
         (&syscalls::UNMEASURED, &[], row.overflow_done),
     ] {
@@ -38,6 +39,7 @@ pub(super) fn add_syscall(registry: &mut Registry, target: TargetId, syscall: u3
     let (name, abi) = names::syscall(syscall);
     let labels = [&*name, abi];
     registry.add(target, &syscalls::CALLS, &labels, row.calls);
+    registry.add(target, &syscalls::DENIED, &labels, row.denied);
     registry.add(target, &syscalls::ERRORS, &[&name, abi, NO_ROW], row.other_errors);
     registry.add(target, &scheduler::BLOCKED, &labels, row.blocked_ns);
     registry.observe(target, &syscalls::DURATION, &labels, &row.buckets.map(u64::from), row.sum_ns);
@@ -66,6 +68,7 @@ pub(super) fn add_slot_rows(sum: &mut SlotRow, row: &SlotRow) {
         (&mut sum.overflow_errors, row.overflow_errors),
         (&mut sum.overflow_done, row.overflow_done),
         (&mut sum.overflow_blocked_ns, row.overflow_blocked_ns),
+        (&mut sum.overflow_denied, row.overflow_denied),
     ] {
         *sum = sum.wrapping_add(value);
     }
@@ -80,6 +83,7 @@ pub(super) fn add_syscall_rows(sum: &mut SyscallRow, row: &SyscallRow) {
     sum.other_errors += row.other_errors;
     sum.sum_ns += row.sum_ns;
     sum.blocked_ns += row.blocked_ns;
+    sum.denied += row.denied;
     for (sum, value) in sum.buckets.iter_mut().zip(row.buckets) {
         *sum = sum.wrapping_add(value);
     }

@@ -36,9 +36,9 @@ pub struct EventTwin {
     pub program: &'static str,
     /// The event's group; its name is that of the tracepoint.
     pub group: &'static str,
-    /// The field of the record the program reads, and where: struct, member, byte offset. The program is used only where it
-    /// lies there.
-    pub field: Option<(&'static str, &'static str, u32)>,
+    /// The fields of the record the program reads, and where: struct, member, byte offset. The program is used only where they
+    /// lie there.
+    pub fields: &'static [(&'static str, &'static str, u32)],
 }
 
 impl Hook {

@@ -47,7 +47,7 @@ pub static PROBE: Probe = Probe {
         Hook {
             program: "process_exec",
             raw_twin: Some("raw_exec"),
-            event_twin: Some(EventTwin { program: "event_exec", group: "sched", field: None }),
+            event_twin: Some(EventTwin { program: "event_exec", group: "sched", fields: &[] }),
             tracepoint: "sched_process_exec",
             prototype: "sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm), since 3.4",
             optional: true,
@@ -58,7 +58,7 @@ pub static PROBE: Probe = Probe {
             event_twin: Some(EventTwin {
                 program: "event_exit",
                 group: "sched",
-                field: Some(("trace_event_raw_sched_process_exit", "group_dead", 32)),
+                fields: &[("trace_event_raw_sched_process_exit", "group_dead", 32)],
             }),
             tracepoint: "sched_process_exit",
             prototype: "sched_process_exit(struct task_struct *p, bool group_dead), since 6.16; without group_dead before",

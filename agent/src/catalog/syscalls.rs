@@ -6,7 +6,7 @@ use crate::catalog::family::{Family, Kind, Scale};
 /// Calls, by syscall.
 pub static CALLS: Family = Family {
     name: "kernmeter_syscalls",
-    help: "System calls entered.",
+    help: "System calls entered, and those answered before they were (`kernmeter_syscalls_denied_total`).",
     unit: None,
     kind: Kind::Counter,
     scale: Scale::One,
@@ -21,6 +21,16 @@ pub static ERRORS: Family = Family {
     kind: Kind::Counter,
     scale: Scale::One,
     labels: &["syscall", "abi", "errno"],
+};
+
+/// Calls that were never entered, by syscall.
+pub static DENIED: Family = Family {
+    name: "kernmeter_syscalls_denied",
+    help: "System calls that seccomp or a tracer answered before they were entered; in kernmeter_syscalls_total too, in no duration histogram.",
+    unit: None,
+    kind: Kind::Counter,
+    scale: Scale::One,
+    labels: &["syscall", "abi"],
 };
 
 /// Durations, by syscall.
@@ -56,7 +66,7 @@ pub static PROBE: Probe = Probe {
             event_twin: Some(EventTwin {
                 program: "event_sys_enter",
                 group: "raw_syscalls",
-                field: Some(("trace_event_raw_sys_enter", "id", 8)),
+                fields: &[("trace_event_raw_sys_enter", "id", 8)],
             }),
             tracepoint: "sys_enter",
             prototype: "sys_enter(struct pt_regs *regs, long id), since 2.6.32",
@@ -68,12 +78,12 @@ pub static PROBE: Probe = Probe {
             event_twin: Some(EventTwin {
                 program: "event_sys_exit",
                 group: "raw_syscalls",
-                field: Some(("trace_event_raw_sys_exit", "ret", 16)),
+                fields: &[("trace_event_raw_sys_exit", "id", 8), ("trace_event_raw_sys_exit", "ret", 16)],
             }),
             tracepoint: "sys_exit",
             prototype: "sys_exit(struct pt_regs *regs, long ret), since 2.6.32",
             optional: false,
         },
     ],
-    families: &[&CALLS, &ERRORS, &DURATION, &UNMEASURED],
+    families: &[&CALLS, &DENIED, &ERRORS, &DURATION, &UNMEASURED],
 };

@@ -86,8 +86,15 @@ impl Batch {
 }
 
 /// A syscall row with nothing in it.
-pub const EMPTY_SYSCALL_ROW: SyscallRow =
-    SyscallRow { calls: 0, errors: 0, other_errors: 0, sum_ns: 0, blocked_ns: 0, buckets: [0; BUCKETS] };
+pub const EMPTY_SYSCALL_ROW: SyscallRow = SyscallRow {
+    calls: 0,
+    errors: 0,
+    other_errors: 0,
+    sum_ns: 0,
+    blocked_ns: 0,
+    denied: 0,
+    buckets: [0; BUCKETS],
+};
 
 /// A slot row with nothing in it.
 pub const EMPTY_SLOT_ROW: SlotRow = SlotRow {
@@ -107,5 +114,6 @@ pub const EMPTY_SLOT_ROW: SlotRow = SlotRow {
     overflow_errors: 0,
     overflow_done: 0,
     overflow_blocked_ns: 0,
+    overflow_denied: 0,
     wait_buckets: [0; BUCKETS],
 };

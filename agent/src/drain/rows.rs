@@ -10,9 +10,9 @@ use crate::kernel::region::Region;
 use crate::kernel::size::Plan;
 
 /// Words before the buckets of a slot row.
-pub(super) const SLOT_WORDS: usize = 16;
+pub(super) const SLOT_WORDS: usize = 17;
 /// Words before the buckets of a syscall row.
-const SYSCALL_WORDS: usize = 5;
+const SYSCALL_WORDS: usize = 6;
 const _: () = assert!(offset_of!(SyscallRow, buckets) == SYSCALL_WORDS * 8);
 
 struct SyscallShadow {
@@ -134,6 +134,7 @@ impl Shadow {
             overflow_errors: d[13],
             overflow_done: d[14],
             overflow_blocked_ns: d[15],
+            overflow_denied: d[16],
             wait_buckets: difference(&now_buckets, &shadow.buckets),
         };
         shadow.words = now;
@@ -155,6 +156,7 @@ impl Shadow {
                 other_errors: d[2],
                 sum_ns: d[3],
                 blocked_ns: d[4],
+                denied: d[5],
                 buckets: difference(&now_buckets, &shadow.buckets),
             };
             shadow.words = now;
