@@ -4,7 +4,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 /// Variable and file of each object: task state in task storage; in a table.
 const OBJECTS: [(&str, &str); 2] = [
@@ -12,7 +12,7 @@ const OBJECTS: [(&str, &str); 2] = [
     ("KERNMETER_EBPF_TABLE_OBJECT", "kernmeter-task-table.bpf.o"),
 ];
 
-fn main() -> ExitCode {
+fn main() {
     revision();
     for (name, file) in OBJECTS {
         println!("cargo::rerun-if-env-changed={name}");
@@ -21,13 +21,10 @@ fn main() -> ExitCode {
                 println!("cargo::rerun-if-changed={}", path.display());
                 println!("cargo::rustc-env={name}={}", path.display());
             }
-            Err(message) => {
-                println!("cargo::error={message}");
-                return ExitCode::FAILURE;
-            }
+            // This alone ends the build. An exit code would only add a dozen lines to the one that helps.
+            Err(message) => return println!("cargo::error={message}"),
         }
     }
-    ExitCode::SUCCESS
 }
 
 fn variable(name: &str) -> Option<OsString> {
@@ -41,7 +38,7 @@ fn object(name: &str, file: &str) -> Result<PathBuf, String> {
         return if path.is_file() {
             Ok(path)
         } else {
-            Err(format!("{name} names \"{}\", which is no file", path.display()))
+            Err(format!("{name} names \"{}\", which is not a file", path.display()))
         };
     }
     // `OUT_DIR` is some levels below the target folder: how many depends on `--target`.
@@ -56,7 +53,9 @@ fn object(name: &str, file: &str) -> Result<PathBuf, String> {
         .chain(workspace)
         .map(|dir| dir.join(file))
         .find(|path| path.is_file())
-        .ok_or_else(|| "an eBPF object is missing; run `cargo xtask build-ebpf`".to_owned())
+        .ok_or_else(|| {
+            "the eBPF object that the agent embeds is missing: run `cargo xtask build-ebpf` first".to_owned()
+        })
 }
 
 /// `KERNMETER_REVISION`: as given by the environment (releases), else git's, else `unknown`.

@@ -175,7 +175,6 @@ fn unentered(task: Task, ret: i64, number: i64) {
 
 #[inline(always)]
 fn count_error(row: &mut SyscallRow, slot: u32, key: u32, errno: u32) {
-    row::add(&mut row.errors, 1);
     if !row::count_errno(slot, key, errno) {
         row::add(&mut row.other_errors, 1);
     }

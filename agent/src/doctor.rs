@@ -218,7 +218,7 @@ fn preemption(btf: &Btf) -> Check {
         return check(NAME, Outcome::Ok, "off while programs on tracepoints of system calls run", "");
     }
     let hooks = catalog::PROBES.iter().flat_map(|probe| probe.hooks);
-    let mut events = hooks.filter_map(|hook| Some((hook.event_twin.as_ref()?.group, hook.tracepoint)));
+    let mut events = hooks.filter_map(|hook| Some((hook.event_variant.as_ref()?.group, hook.tracepoint)));
     match events.find_map(|(group, name)| event::number(group, name).err()) {
         None => check(
             NAME,

@@ -12,6 +12,19 @@ pub fn escape_label_value(out: &mut Vec<u8>, value: &str) {
     escape(out, value, true);
 }
 
+/// Appends `name="value"` pairs joined by commas, after what is there already.
+pub fn append_labels<'a>(out: &mut Vec<u8>, names: &[&str], values: impl IntoIterator<Item = &'a str>) {
+    for (name, value) in names.iter().zip(values) {
+        if !out.is_empty() {
+            out.push(b',');
+        }
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"=\"");
+        escape_label_value(out, value);
+        out.push(b'"');
+    }
+}
+
 /// Appends `help` to `out` as it stands at the end of a HELP line. `OpenMetrics` escapes double quotes as well, text
 /// 0.0.4 does not know that escape.
 pub fn escape_help(out: &mut impl BufMut, help: &str, escape_quotes: bool) {

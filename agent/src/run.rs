@@ -11,20 +11,23 @@ use std::time::Duration;
 use kernmeter_abi::{Loss, Total};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::adapt::{Controller, Decision, Load, State};
+use crate::adapt::{Controller, Decision, Load};
+use crate::catalog::family::Scale;
+use crate::catalog::{self, PROBES};
 use crate::config::{Config, ConfigError};
-use crate::engine::{Engine, PodKnowledge, Report, StartError, probe_caveat, probe_failure};
+use crate::engine::{self, Engine, Report, StartError, probe_state};
 use crate::filewatch::FileWatch;
 use crate::host::possible_cpus;
+use crate::identity::PodKnowledge;
 use crate::identity::pods::Event;
 use crate::kernel::KernelLog;
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
 use crate::lifecycle::{Request, ShutdownHooks, Signals, monotonic_ns};
 use crate::selfmetrics::process::read_process_stats;
-use crate::selfmetrics::{HostReadings, IntervalState, MapUsage, PodSource, ProbeState, SelfMetrics};
+use crate::selfmetrics::{HostReadings, MapUsage, PodSource, ProbeState, SelfMetrics};
 use crate::serve::{AppState, Limits, ServeError, Server};
 use crate::web::Watched;
-use crate::{catalog, known, privileges, table};
+use crate::{known, privileges, table};
 
 /// The binary's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -71,11 +74,7 @@ pub async fn run(
     show: bool,
 ) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
-    let wanted = config.web.listen_address;
-    // A host without IPv6 has no `::`: asked for as `:PORT`, the server falls back to every IPv4 address.
-    let any = wanted.ip() == std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-    let address = if any { format!(":{}", wanted.port()) } else { wanted.to_string() };
-    let server = Server::bind(&address)?
+    let server = Server::bind(config.web.listen_address)?
         .with_limits(Limits { max_connections: config.web.max_connections as usize, ..Limits::default() });
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (engine, pods) = start(&config)?;
@@ -101,7 +100,7 @@ pub async fn run(
             .borrow_mut()
             .kernel_mut()
             .take_log()
-            .map_err(|reason| tracing::warn!(reason, "the kernel side's log cannot be read"))
+            .map_err(|reason| tracing::warn!(%reason, "the kernel side's log cannot be read"))
             .ok(),
     };
     metering.drain();
@@ -114,7 +113,7 @@ pub async fn run(
         version = VERSION,
         address = %address,
         path = config.web.telemetry_path,
-        probes = catalog::PROBES.len(),
+        probes = PROBES.len(),
         "listening"
     );
     sd_ready();
@@ -282,13 +281,12 @@ impl Metering {
         self.own.observe_drain(report.took);
         self.own.set_accounting_error(report.error_ratio(self.cpus));
         let batch = engine.batch();
-        let totals = |nanoseconds: bool| {
-            Total::ALL.iter().filter(move |total| total.as_str().ends_with("_ns") == nanoseconds)
-        };
+        let totals =
+            |scale: Scale| Total::ALL.iter().filter(move |total| catalog::scale_of(**total) == scale);
         let events: Vec<_> =
-            totals(false).map(|total| (total.as_str(), batch.totals_after[*total as usize])).collect();
+            totals(Scale::One).map(|total| (total.as_str(), batch.totals_after[*total as usize])).collect();
         self.own.set_kernel_events(&events);
-        let seconds: Vec<_> = totals(true)
+        let seconds: Vec<_> = totals(Scale::NanosToSeconds)
             .map(|total| {
                 (total.as_str().trim_end_matches("_ns"), batch.totals_after[*total as usize] as f64 / 1e9)
             })
@@ -363,15 +361,16 @@ impl Metering {
     fn tell_probes(&self) {
         let engine = self.engine.borrow();
         let hooks = engine.kernel().hooks();
-        let failures: Vec<_> = catalog::PROBES.iter().map(|probe| probe_failure(hooks, probe.name)).collect();
-        let caveats: Vec<_> = catalog::PROBES.iter().map(|probe| probe_caveat(hooks, probe.name)).collect();
-        let states: Vec<_> = catalog::PROBES
+        let known: Vec<_> = PROBES.iter().map(|probe| (probe.name, probe_state(hooks, probe))).collect();
+        let states: Vec<_> = known
             .iter()
-            .zip(failures.iter().zip(&caveats))
-            .map(|(probe, (failure, caveat))| ProbeState {
-                probe: probe.name,
-                detached: failure.as_deref(),
-                caveat: caveat.as_deref(),
+            .filter_map(|(probe, state)| {
+                let (detached, caveat) = match state {
+                    engine::ProbeState::Off => return None,
+                    engine::ProbeState::Attached(caveat) => (None, caveat.as_deref()),
+                    engine::ProbeState::Failed(reason) => (Some(reason.as_str()), None),
+                };
+                Some(ProbeState { probe, detached, caveat })
             })
             .collect();
         self.own.set_probes(&states);
@@ -381,6 +380,8 @@ impl Metering {
     fn read_load(&mut self) -> Decision {
         match self.load.read() {
             Ok(Some(reading)) => {
+                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
+                let reading = self.controller.smoothed().unwrap_or(reading);
                 let psi = reading.psi.map(|psi| {
                     [("cpu", psi.cpu / 100.0), ("memory", psi.memory / 100.0), ("io", psi.io / 100.0)]
                 });
@@ -389,13 +390,12 @@ impl Metering {
                     memory_available: reading.memory_available_percent / 100.0,
                     pressure: psi.as_ref().map_or(&[], |psi| psi.as_slice()),
                 });
-                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
                 if decision.changed {
                     tracing::info!(
                         state = decision.state.as_str(),
                         interval = ?decision.interval,
-                        signal = decision.signal,
-                        reason = decision.reason,
+                        signal = decision.signal.as_str(),
+                        reason = decision.reason(),
                         "drain interval changed"
                     );
                 }
@@ -411,12 +411,7 @@ impl Metering {
     }
 
     fn tell_interval(&self, decision: &Decision) {
-        let state = match decision.state {
-            State::Relaxed => IntervalState::Relaxed,
-            State::Normal => IntervalState::Normal,
-            State::Stressed => IntervalState::Stressed,
-        };
-        self.own.set_interval(decision.interval, state);
+        self.own.set_interval(decision.interval, decision.state);
     }
 
     fn watchdog(&self) {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use kernmeter_abi::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
 use serde::Serialize;
 
-use crate::catalog::family::Family;
-use crate::catalog::{process, scheduler, syscalls};
-use crate::registry::Registry;
+use crate::catalog::Family;
+use crate::catalog::probes::{BLOCKED, CALLS, CPU, DURATION, ERRORS, TASKS, WAIT};
+use crate::registry::{Registry, SeriesView};
 
 /// What the table is sorted by, largest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -38,31 +38,36 @@ struct Counts {
     buckets: Option<Box<[u64; BUCKETS]>>,
 }
 
-/// All series of the families the table needs, at one instant.
-pub struct Look {
-    series: Vec<BTreeMap<Vec<u8>, Counts>>,
+/// A series of which the table needs the tenant, the system call and the counts.
+struct Seen {
+    tenant: String,
+    /// Empty where the family has no such label.
+    syscall: String,
+    counts: Counts,
 }
 
-static FAMILIES: [&Family; 7] = [
-    &scheduler::CPU,
-    &scheduler::WAIT,
-    &scheduler::BLOCKED,
-    &syscalls::CALLS,
-    &syscalls::ERRORS,
-    &syscalls::DURATION,
-    &process::TASKS,
-];
+/// All series of the families the table needs, at one instant.
+pub struct Look {
+    /// By family and by what tells its series apart.
+    series: Vec<BTreeMap<Vec<u8>, Seen>>,
+}
+
+static FAMILIES: [&Family; 7] = [&CPU, &WAIT, &BLOCKED, &CALLS, &ERRORS, &DURATION, &TASKS];
 
 impl Look {
     /// Copies what the table needs.
     pub fn take(registry: &Registry) -> Look {
         let copy = |family: &&'static Family| {
-            let mut series = BTreeMap::new();
-            registry.visit(family, |labels, number, buckets| {
-                let buckets = buckets.map(|buckets| Box::new(*buckets));
-                series.insert(labels.to_vec(), Counts { number, buckets });
-            });
-            series
+            let syscall = family.labels.iter().position(|label| *label == "syscall");
+            let seen = |series: SeriesView<'_>| {
+                let counts = Counts {
+                    number: series.number,
+                    buckets: series.buckets.map(|buckets| Box::new(*buckets)),
+                };
+                let syscall = syscall.map_or("", |at| &*series.own[at]).to_owned();
+                (series.labels.to_vec(), Seen { tenant: series.tenant.to_owned(), syscall, counts })
+            };
+            registry.series(family).map(seen).collect()
         };
         Look { series: FAMILIES.iter().map(copy).collect() }
     }
@@ -111,27 +116,6 @@ pub struct Table {
     pub tenants: Vec<Row>,
 }
 
-/// The value of a label in rendered labels; values are escaped, so a plain quote ends one.
-fn label(labels: &[u8], name: &str) -> String {
-    let text = String::from_utf8_lossy(labels);
-    let start = format!("{name}=\"");
-    let Some(at) = text.find(&start) else { return String::new() };
-    let mut value = String::new();
-    let mut chars = text[at + start.len()..].chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => break,
-            '\\' => match chars.next() {
-                Some('n') => value.push('\n'),
-                Some(other) => value.push(other),
-                None => break,
-            },
-            c => value.push(c),
-        }
-    }
-    value
-}
-
 /// Upper bound of the bucket in which a share of the events lies, seconds. The last bucket has none: its lower bound.
 fn quantile(buckets: &[u64; BUCKETS], share: f64) -> Option<f64> {
     let count: u64 = buckets.iter().sum();
@@ -154,13 +138,13 @@ impl Table {
         for (index, family) in FAMILIES.iter().enumerate() {
             let mut by_tenant: BTreeMap<String, BTreeMap<String, Counts>> = BTreeMap::new();
             for (labels, now) in &after.series[index] {
-                let change = if *family == &process::TASKS {
-                    now.clone()
+                let change = if *family == &TASKS {
+                    now.counts.clone()
                 } else {
-                    difference(now, before.series[index].get(labels))
+                    difference(&now.counts, before.series[index].get(labels).map(|seen| &seen.counts))
                 };
-                let calls = by_tenant.entry(label(labels, "tenant_id")).or_default();
-                let sum = calls.entry(label(labels, "syscall")).or_insert(Counts {
+                let calls = by_tenant.entry(now.tenant.clone()).or_default();
+                let sum = calls.entry(now.syscall.clone()).or_insert(Counts {
                     number: 0,
                     buckets: change.buckets.as_ref().map(|_| Box::new([0; BUCKETS])),
                 });
@@ -269,19 +253,19 @@ fn fill(row: &mut Row, family: &'static Family, calls: &BTreeMap<String, Counts>
     };
     let p99 = |counts: &Counts| counts.buckets.as_ref().and_then(|b| quantile(b, 0.99)).unwrap_or(0.0);
     match family.name {
-        name if name == scheduler::CPU.name => row.cpu_seconds = seconds,
-        name if name == scheduler::WAIT.name => {
+        name if name == CPU.name => row.cpu_seconds = seconds,
+        name if name == WAIT.name => {
             let buckets = calls.values().find_map(|counts| counts.buckets.as_ref());
             row.runqueue_wait_p50_seconds = buckets.and_then(|buckets| quantile(buckets, 0.5));
             row.runqueue_wait_p99_seconds = buckets.and_then(|buckets| quantile(buckets, 0.99));
         }
-        name if name == scheduler::BLOCKED.name => {
+        name if name == BLOCKED.name => {
             row.blocked_seconds = seconds;
             row.blocked_on = top(&|counts| counts.number as f64 / 1e9);
         }
-        name if name == syscalls::CALLS.name => row.syscalls = sum,
-        name if name == syscalls::ERRORS.name => row.errors = sum,
-        name if name == syscalls::DURATION.name => row.slowest = top(&p99),
+        name if name == CALLS.name => row.syscalls = sum,
+        name if name == ERRORS.name => row.errors = sum,
+        name if name == DURATION.name => row.slowest = top(&p99),
         _ => row.tasks = (sum as i64).max(0) as u64,
     }
 }
@@ -302,9 +286,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::catalog;
     use crate::catalog::family::Detail;
-    use crate::catalog::{self};
-    use crate::probes;
     use crate::registry::{Limits, TargetId};
 
     fn registry() -> (Registry, TargetId, TargetId) {
@@ -321,20 +304,20 @@ mod tests {
     #[test]
     fn a_table_of_what_happened_between_two_looks() {
         let (mut registry, a, b) = registry();
-        registry.add(a, &scheduler::CPU, &[], 7_000_000_000);
-        registry.add(a, &syscalls::CALLS, &["read", "x86_64"], 1000);
+        registry.add(a, &CPU, &[], 7_000_000_000);
+        registry.add(a, &CALLS, &["read", "x86_64"], 1000);
         let before = Look::take(&registry);
-        registry.add(a, &scheduler::CPU, &[], 1_000_000_000);
-        registry.add(a, &syscalls::CALLS, &["read", "x86_64"], 10);
-        registry.add(a, &syscalls::CALLS, &["read", "ia32"], 10);
-        registry.add(a, &syscalls::ERRORS, &["read", "x86_64", "EIO"], 4);
-        registry.add(a, &scheduler::BLOCKED, &["futex", "x86_64"], 500_000_000);
+        registry.add(a, &CPU, &[], 1_000_000_000);
+        registry.add(a, &CALLS, &["read", "x86_64"], 10);
+        registry.add(a, &CALLS, &["read", "ia32"], 10);
+        registry.add(a, &ERRORS, &["read", "x86_64", "EIO"], 4);
+        registry.add(a, &BLOCKED, &["futex", "x86_64"], 500_000_000);
         let mut buckets = [0; BUCKETS];
         buckets[kernmeter_abi::histogram::bucket_of(1_000_000)] = 99;
         buckets[kernmeter_abi::histogram::bucket_of(1_000_000_000)] = 1;
-        registry.observe(a, &scheduler::WAIT, &[], &buckets, 1);
-        registry.observe(a, &syscalls::DURATION, &["read", "x86_64"], &buckets, 1);
-        registry.add(b, &process::TASKS, &[], 2);
+        registry.observe(a, &WAIT, &[], &buckets, 1);
+        registry.observe(a, &DURATION, &["read", "x86_64"], &buckets, 1);
+        registry.add(b, &TASKS, &[], 2);
         let mut table = Table::between(&before, &Look::take(&registry), Duration::from_secs(2));
         table.sort(Sort::Cpu);
         assert_eq!(table.tenants.len(), 2);

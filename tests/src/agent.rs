@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -95,9 +95,8 @@ impl Stopped {
 }
 
 /// Totals that must be in the final lines.
-pub const CONSERVED: [&str; 15] = [
-    "syscall_enter",
-    "syscall_denied",
+pub const CONSERVED: [&str; 14] = [
+    "syscalls",
     "syscall_exit",
     "syscall_error",
     "switches",
@@ -138,9 +137,17 @@ impl Agent {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(settings: &Settings, args: &[&str]) -> Result<Self> {
+        Self::start_program(&program(), settings, args)
+    }
+
+    /// As [`start_with`](Self::start_with), an agent that was built elsewhere.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_program(program: &Path, settings: &Settings, args: &[&str]) -> Result<Self> {
         let dir = TempDir::new()?;
         let config = dir.write("kernmeter.yml", &settings.yaml())?;
-        let mut child = Command::new(program())
+        let mut child = Command::new(program)
             .args(["run", "--web.listen-address", "127.0.0.1:0", "--config.file"])
             .arg(&config)
             .args(args)
@@ -148,7 +155,7 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("start {}", program().display()))?;
+            .with_context(|| format!("start {}", program.display()))?;
         let stderr = child.stderr.take().context("no stderr")?;
         let (send, lines) = channel();
         std::thread::spawn(move || {

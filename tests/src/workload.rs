@@ -2,6 +2,7 @@
 //! instruction. Talks to it by lines: `go` starts it, it answers with its results and `done`, another line ends it.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -49,6 +50,22 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// Forks, the child in a cgroup from its first instruction: 0 in the child, its process id here, negative on failure.
+///
+/// # Safety
+/// The child has its own copy of all memory, but of the threads only the calling one: it must make only async-signal-safe
+/// calls.
+unsafe fn fork_into(cgroup: &File) -> libc::c_long {
+    let clone = CloneArgs {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM nothing is shared; the caller vouches for what the child does.
+    unsafe { libc::syscall(libc::SYS_clone3, &raw const clone, size_of::<CloneArgs>()) }
+}
+
 /// A workload's descriptors 0 and 1, ours first.
 ///
 /// # Errors
@@ -66,6 +83,8 @@ pub struct Ended {
     pub code: i32,
     /// User and system time, seconds.
     pub cpu: f64,
+    /// Page faults, of user and kernel mode, that the kernel resolved.
+    pub faults: u64,
 }
 
 /// A running workload; killed and reaped when dropped.
@@ -92,14 +111,8 @@ impl Workload {
         let envp = [std::ptr::null()];
         let (ours, theirs) = control()?;
         let directory = cgroup.open()?;
-        let clone = CloneArgs {
-            flags: CLONE_INTO_CGROUP,
-            exit_signal: libc::SIGCHLD as u64,
-            cgroup: directory.as_raw_fd() as u64,
-            ..CloneArgs::default()
-        };
-        // SAFETY: without CLONE_VM the child has its own copy of all memory, and makes only async-signal-safe calls.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const clone, size_of::<CloneArgs>()) };
+        // SAFETY: the child makes only plain system calls.
+        let pid = unsafe { fork_into(&directory) };
         if pid == 0 {
             // SAFETY: plain system calls on descriptors and null-terminated arrays that were made before the clone.
             unsafe {
@@ -113,6 +126,30 @@ impl Workload {
             return Err(io::Error::last_os_error()).context("clone3 into the cgroup");
         }
         Self::adopt(pid as i32, ours)
+    }
+
+    /// Runs a function in a new process in a cgroup and waits for its end: for workloads that only one test needs.
+    ///
+    /// # Errors
+    /// The process cannot be made.
+    ///
+    /// # Safety
+    /// `work` runs in a copy of this process that has only the calling thread: it must do nothing but plain system calls and
+    /// computation on memory of its own (no allocation, no locks, no output).
+    pub unsafe fn call(cgroup: &Cgroup, work: fn()) -> Result<Ended> {
+        let (ours, _theirs) = control()?;
+        let directory = cgroup.open()?;
+        // SAFETY: the caller vouches for `work`; `_exit` is a plain system call.
+        let pid = unsafe { fork_into(&directory) };
+        if pid == 0 {
+            work();
+            // SAFETY: ends this process, and runs nothing that was meant to run at the end of its parent.
+            unsafe { libc::_exit(0) };
+        }
+        if pid < 0 {
+            return Err(io::Error::last_os_error()).context("clone3 into the cgroup");
+        }
+        Self::adopt(pid as i32, ours)?.finish()
     }
 
     /// Takes over a child that somebody else made: its process id and our end of its [`control`].
@@ -216,7 +253,8 @@ impl Workload {
         let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
         let code =
             if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
-        Ok(Ended { code, cpu: seconds(usage.ru_utime) + seconds(usage.ru_stime) })
+        let faults = (usage.ru_minflt + usage.ru_majflt) as u64;
+        Ok(Ended { code, cpu: seconds(usage.ru_utime) + seconds(usage.ru_stime), faults })
     }
 }
 

@@ -1,25 +1,101 @@
-//! In: this machine; out: what metering costs on it, measured without and with the agent in turns. Gates nothing: the
-//! figures are the machine's as much as the agent's. docs/benchmarks.md says how to read them.
+//! In: names of benchmarks and this machine; out: what metering costs on it. Gates nothing: the figures are the machine's as
+//! much as the agent's. docs/benchmarks.md says how to read them.
+
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 
 use crate::{agent, build_ebpf, workspace};
 
-/// The measuring programs are of the tests' package; this one makes cgroups and workloads as they do.
-const PACKAGE: &str = "kernmeter-tests";
-const PROGRAM: &str = "overhead";
-/// The one that gives the agent thousands of pods.
-const PODS: &str = "pods";
+/// The package that measures, and its program.
+const PACKAGE: &str = "kernmeter-bench";
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Fewer turns and sizes: about a minute instead of five
+    /// What to measure [default: all; with --against: call, switch and ring]
+    names: Vec<Name>,
+    /// Fewer turns and sizes: about two minutes instead of ten
     #[arg(long)]
     quick: bool,
+    /// Measure another agent in the same run, in turns with the one just built, and print the ratio
+    #[arg(long, value_name = "BINARY")]
+    against: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// What is added to a system call
+    Call,
+    /// What is added to a switch and to a wake-up
+    Switch,
+    /// The same, through 1,000 cgroups in turn
+    Ring,
+    /// The agent's own CPU time, memory and scrapes, with 10 to 3,000 cgroups
+    Agent,
+    /// 5,000 pods on a node
+    Pods,
+    /// Rendering and compressing a snapshot
+    Encode,
+    /// Finding a pod by container, UID and name
+    Lookup,
+}
+
+impl Name {
+    /// Whether it starts agents, which only root can.
+    fn runs_agents(self) -> bool {
+        !matches!(self, Self::Encode | Self::Lookup)
+    }
+
+    /// Whether two agents can be compared by it.
+    fn compares(self) -> bool {
+        matches!(self, Self::Call | Self::Switch | Self::Ring | Self::Agent)
+    }
 }
 
 /// `cargo xtask bench`.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let names = names(arguments)?;
+    if names.iter().any(|name| name.runs_agents()) {
+        may_run_agents()?;
+    }
+    if let Some(other) = arguments.against.as_deref().filter(|other| !other.is_file()) {
+        bail!("there is no agent \"{}\" to compare with", other.display());
+    }
+    build_ebpf::run()?;
+    let binary = agent::release()?;
+    workspace::run(workspace::cargo().args(["build", "--release", "--package", PACKAGE]))?;
+
+    let mut measuring = workspace::command(workspace::target().join("release").join(PACKAGE));
+    measuring.env("KERNMETER_BIN", &binary).arg("report");
+    if arguments.quick {
+        measuring.arg("--quick");
+    }
+    if let Some(other) = &arguments.against {
+        measuring.arg("--against").arg(std::path::absolute(other)?);
+    }
+    measuring.args(names.iter().filter_map(Name::to_possible_value).map(|name| name.get_name().to_owned()));
+    workspace::run(&mut measuring)
+}
+
+/// What to measure: what is asked for, or all that goes with the options.
+fn names(arguments: &Arguments) -> Result<Vec<Name>> {
+    let compared = arguments.against.is_some();
+    if let Some(name) = arguments.names.iter().find(|name| compared && !name.compares()) {
+        let name = name.to_possible_value();
+        let name = name.as_ref().map_or("it", |name| name.get_name());
+        bail!(
+            "--against compares agents by `call`, `switch`, `ring` or `agent`; `{name}` is not measured in turns"
+        );
+    }
+    if !arguments.names.is_empty() {
+        return Ok(arguments.names.clone());
+    }
+    let all = Name::value_variants().iter().copied();
+    Ok(all.filter(|name| !compared || name.compares() && *name != Name::Agent).collect())
+}
+
+fn may_run_agents() -> Result<()> {
     if !workspace::is_root() {
         bail!(
             "measuring starts the agent, which loads programs into the kernel: run `cargo xtask bench` as root"
@@ -30,33 +106,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             bail!("`{program}` is not installed: install the package \"{package}\"");
         }
     }
-    build_ebpf::run()?;
-    let binary = agent::release()?;
-    workspace::run(
-        workspace::cargo()
-            .args(["build", "--release", "--package", PACKAGE])
-            .args(["--bin", PROGRAM, "--bin", PODS]),
-    )?;
-
-    for program in [PROGRAM, PODS] {
-        let mut measuring = workspace::command(workspace::target().join("release").join(program));
-        measuring.env("KERNMETER_BIN", &binary);
-        if arguments.quick {
-            measuring.arg("--quick");
-        }
-        workspace::run(&mut measuring)?;
-    }
-
-    for (title, measurement) in [
-        ("exposition", "nanoseconds_per_sample"),
-        ("pods by container, UID and name", "nanoseconds_per_lookup"),
-    ] {
-        println!("\n{title}");
-        workspace::run(
-            workspace::cargo()
-                .args(["test", "--quiet", "--release", "--package", "kernmeter", "--lib"])
-                .args(["--", "--ignored", "--nocapture", measurement]),
-        )?;
-    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(names: &[Name], against: Option<&str>) -> Result<usize> {
+        let arguments =
+            Arguments { names: names.to_vec(), quick: false, against: against.map(PathBuf::from) };
+        super::names(&arguments).map(|names| names.len())
+    }
+
+    #[test]
+    fn names_go_with_the_options() {
+        assert_eq!(chosen(&[], None).unwrap(), Name::value_variants().len());
+        assert_eq!(chosen(&[], Some("old")).unwrap(), 3);
+        assert_eq!(chosen(&[Name::Agent, Name::Call], Some("old")).unwrap(), 2);
+        let error = chosen(&[Name::Call, Name::Pods], Some("old")).unwrap_err().to_string();
+        assert!(error.contains("`pods` is not measured in turns"), "{error}");
+    }
 }

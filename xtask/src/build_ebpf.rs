@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::toolchain::install::{self, Retry};
 use crate::toolchain::{self, Toolchain};
-use crate::{setup, workspace};
+use crate::workspace;
 
 const TRIPLE: &str = "bpfel-unknown-none";
 const BINARY: &str = "kernmeter-ebpf";
@@ -25,7 +26,7 @@ pub fn objects() -> Vec<PathBuf> {
 
 /// Builds the objects, installing what that needs.
 pub fn run() -> Result<()> {
-    let toolchain = setup::toolchain()?;
+    let toolchain = install::ensure(Retry::Later)?;
     OBJECTS.iter().try_for_each(|(name, features)| build(&toolchain, name, features))
 }
 

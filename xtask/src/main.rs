@@ -9,6 +9,8 @@ mod deb;
 mod debian;
 mod docs;
 mod image;
+mod miri;
+mod scene;
 mod setup;
 mod summary;
 mod test;
@@ -49,9 +51,11 @@ enum Task {
     /// Measure what metering costs on this machine (as root)
     Bench(bench::Arguments),
     /// Formatting, lints, house rules, generated files, licences and advisories
-    Check,
-    /// Generate METRICS.md, and on request the man page and shell completions
+    Check(check::Arguments),
+    /// Generate METRICS.md, and on request the man page, shell completions and the documents' console blocks
     Docs(docs::Arguments),
+    /// Three small tenants at work, to look at while they last (as root)
+    Scene(scene::Arguments),
     /// Run the agent on many kernels in virtual machines (needs no root, no KVM)
     Vm(vm::Arguments),
 }
@@ -66,8 +70,9 @@ fn main() -> ExitCode {
         Task::Run(arguments) => agent::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Task::Check => Ok(check::run()),
+        Task::Check(arguments) => check::run(&arguments),
         Task::Docs(arguments) => docs::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Scene(arguments) => scene::run(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Vm(arguments) => vm::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,8 @@
 //! In: the compilers on this machine; out: the one that can build the eBPF object, remembered in `.tools` and checked
 //! each time it is used. Installs nothing.
 
+pub mod install;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};

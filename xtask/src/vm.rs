@@ -8,6 +8,7 @@ mod emulator;
 mod initrd;
 mod kernels;
 mod matrix;
+mod places;
 mod prove;
 mod results;
 mod runtime;
@@ -27,8 +28,8 @@ use matrix::{NEWEST, SERIES, VARIANTS, Variant};
 use prove::Fault;
 use results::{Machine, Outcome};
 
+use crate::debian;
 use crate::summary::Summary;
-use crate::{debian, workspace};
 
 /// Longer takes no machine that works, even beside other work.
 const LIMIT: Duration = Duration::from_mins(6);
@@ -200,7 +201,7 @@ fn prepare(arguments: &Arguments, jobs: &[Job]) -> Result<Yard> {
     } else {
         Err("not asked for".to_owned())
     };
-    let logs = scratch().join("logs");
+    let logs = places::scratch().join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("cannot create \"{}\"", logs.display()))?;
     let initrd = initrd.write("initrd.cpio")?;
     Ok(Yard { kernels, emulator, initrd, initrd_with_runc, logs, only: arguments.check.clone() })
@@ -360,14 +361,4 @@ fn name(job: &Job) -> String {
     } else {
         format!("{} {}", job.series, job.variant.name)
     }
-}
-
-/// What is fetched, and worth keeping where a folder survives; ignored by git.
-fn cache() -> PathBuf {
-    workspace::root().join(".cache/vm")
-}
-
-/// What a run builds and leaves.
-fn scratch() -> PathBuf {
-    workspace::target().join("vm")
 }

@@ -3,6 +3,12 @@
 //! Every struct is `repr(C)`, made of `u64`/`u32` with no hidden padding, and its size is asserted on both targets:
 //! a mismatch fails to compile instead of misreading a counter.
 #![cfg_attr(not(test), no_std)]
+#![allow(
+    clippy::inline_always,
+    reason = "programs are one function each, for the verifier's sake and for speed"
+)]
+
+use core::mem::offset_of;
 
 pub mod histogram;
 pub mod syscall_key;
@@ -23,76 +29,113 @@ pub const NAME_MAX: usize = 255;
 /// Marks an entry of a row-key array (`SYS_META`, `ERR_META`) as used; the key is in the bits below.
 pub const META_USED: u64 = 1 << 63;
 
-/// Counters of one (slot, syscall) on one shard.
-///
-/// `calls`, `errors`, `other_errors`, `sum_ns`, `denied` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
-/// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments are exact
-/// while a shard belongs to one CPU; shards shared by CPUs are written with atomic adds.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct SyscallRow {
-    /// Entries into the syscall, and calls that were answered before.
-    pub calls: u64,
-    /// Returns with an error (`-4095..=-1`).
-    pub errors: u64,
-    /// The part of `errors` that found no errno row.
-    pub other_errors: u64,
-    /// Sum of the measured durations, nanoseconds.
-    pub sum_ns: u64,
-    /// Time blocked (off the CPU and not runnable) inside the syscall, nanoseconds.
-    pub blocked_ns: u64,
-    /// The part of `calls` that seccomp or a tracer answered before they were entered.
-    pub denied: u64,
-    /// Finished calls by duration. Wraps at 2^32: readers take differences.
-    pub buckets: [u32; histogram::BUCKETS],
+/// A field of a row: what the agent's columns and its reading derive from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name here.
+    pub name: &'static str,
+    /// Byte offset in the row.
+    pub offset: usize,
+    /// Bytes: 8 for a counter, more for histogram buckets of 4 bytes each.
+    pub size: usize,
 }
-const _: () = assert!(size_of::<SyscallRow>() == 520);
 
-/// Counters of one slot on one shard.
-///
-/// Written by scheduler hooks with interrupts off unless the field says otherwise.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct SlotRow {
-    /// Time on a CPU, nanoseconds. Writers: `sched_switch`, `flush_cpu` (which cannot interrupt each other).
-    pub cpu_ns: u64,
-    /// Time runnable but waiting for a CPU, nanoseconds (`sched_switch`).
-    pub wait_ns: u64,
-    /// Switches off a CPU because the task blocked or exited (`sched_switch`).
-    pub voluntary: u64,
-    /// Switches off a CPU while the task could have gone on (`sched_switch`).
-    pub involuntary: u64,
-    /// Moves of a runnable or waking task to another CPU (`sched_migrate_task`).
-    pub migrations: u64,
-    /// New processes (`task_newtask`, process context, or `sched_wakeup_new`). Atomic.
-    pub forked: u64,
-    /// New threads of existing processes (as `forked`). Atomic.
-    pub threads: u64,
-    /// Programs executed (`sched_process_exec`, process context).
-    pub exec: u64,
-    /// Processes whose last thread exited (`sched_process_exit`, process context).
-    pub exited: u64,
-    /// Live tasks whose state is bound to this slot, as a wrapping difference per shard: only the sum over shards
-    /// means anything. Atomic: written from several contexts.
-    pub tasks: u64,
-    /// Moves of a task or a process into a cgroup of this slot (`cgroup_attach_task`, `cgroup_transfer_tasks`). Atomic.
-    pub moved_in: u64,
-    /// Time blocked outside any syscall (page faults, stops), nanoseconds (`sched_switch`); not for kernel threads.
-    pub blocked_other_ns: u64,
-    /// Syscall entries, and calls that were answered before, that found no syscall row. Atomic.
-    pub overflow_calls: u64,
-    /// Syscall errors of calls without a row. Atomic.
-    pub overflow_errors: u64,
-    /// Finished calls without a row. Atomic.
-    pub overflow_done: u64,
-    /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
-    pub overflow_blocked_ns: u64,
-    /// The part of `overflow_calls` that was answered before it was entered. Atomic.
-    pub overflow_denied: u64,
-    /// Run-queue waits by duration. Wraps at 2^32: readers take differences.
-    pub wait_buckets: [u32; histogram::BUCKETS],
+/// Declares rows of counters, and lists their fields.
+macro_rules! rows {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$about:meta])* pub $field:ident: $type:ty,)+ })+) => {$(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name { $($(#[$about])* pub $field: $type,)+ }
+
+        impl $name {
+            /// Every field, in the order of the struct.
+            pub const FIELDS: &'static [Field] = &[$(Field {
+                name: stringify!($field),
+                offset: offset_of!($name, $field),
+                size: size_of::<$type>(),
+            },)+];
+        }
+    )+};
 }
-const _: () = assert!(size_of::<SlotRow>() == 608);
+
+rows! {
+    /// Counters of one (slot, syscall) on one shard.
+    ///
+    /// `calls`, `other_errors`, `sum_ns`, `denied` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
+    /// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments are exact
+    /// while a shard belongs to one CPU; shards shared by CPUs are written with atomic adds.
+    pub struct SyscallRow {
+        /// Entries into the syscall, and calls that were answered before.
+        pub calls: u64,
+        /// Returns with an error (`-4095..=-1`) that found no errno row.
+        pub other_errors: u64,
+        /// Sum of the measured durations, nanoseconds.
+        pub sum_ns: u64,
+        /// Time blocked (off the CPU and not runnable) inside the syscall, nanoseconds.
+        pub blocked_ns: u64,
+        /// The part of `calls` that seccomp or a tracer answered before they were entered.
+        pub denied: u64,
+        /// Finished calls by duration. Wraps at 2^32: readers take differences.
+        pub buckets: [u32; histogram::BUCKETS],
+    }
+
+    /// Counters of one slot on one shard.
+    ///
+    /// Written by scheduler hooks with interrupts off unless the field says otherwise.
+    pub struct SlotRow {
+        /// Time on a CPU, nanoseconds. Writers: `sched_switch`, `flush_cpu` (which cannot interrupt each other).
+        pub cpu_ns: u64,
+        /// Time runnable but waiting for a CPU, nanoseconds (`sched_switch`).
+        pub wait_ns: u64,
+        /// Switches off a CPU because the task blocked or exited (`sched_switch`).
+        pub voluntary: u64,
+        /// Switches off a CPU while the task could have gone on (`sched_switch`).
+        pub involuntary: u64,
+        /// Moves of a runnable or waking task to another CPU (`sched_migrate_task`).
+        pub migrations: u64,
+        /// New processes (`task_newtask`, process context, or `sched_wakeup_new`). Atomic.
+        pub forked: u64,
+        /// New threads of existing processes (as `forked`). Atomic.
+        pub threads: u64,
+        /// Programs executed (`sched_process_exec`, process context).
+        pub exec: u64,
+        /// Processes whose last thread exited (`sched_process_exit`, process context).
+        pub exited: u64,
+        /// Live tasks whose state is bound to this slot, as a wrapping difference per shard: only the sum over shards
+        /// means anything. Atomic: written from several contexts.
+        pub tasks: u64,
+        /// Moves of a task or a process into a cgroup of this slot (`cgroup_attach_task`, `cgroup_transfer_tasks`). Atomic.
+        pub moved_in: u64,
+        /// Time blocked outside any syscall (page faults, stops), nanoseconds (`sched_switch`); not for kernel threads
+        /// and other workers.
+        pub blocked_other_ns: u64,
+        /// Syscall entries, and calls that were answered before, that found no syscall row. Atomic.
+        pub overflow_calls: u64,
+        /// Syscall errors of calls without a row. Atomic.
+        pub overflow_errors: u64,
+        /// Finished calls without a row. Atomic.
+        pub overflow_done: u64,
+        /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
+        pub overflow_blocked_ns: u64,
+        /// The part of `overflow_calls` that was answered before it was entered. Atomic.
+        pub overflow_denied: u64,
+        /// Page faults taken in user mode (`page_fault_user`, interrupts off).
+        pub faults_user: u64,
+        /// Page faults taken in kernel mode (`page_fault_kernel`, interrupts off).
+        pub faults_kernel: u64,
+        /// Run-queue waits by duration. Wraps at 2^32: readers take differences.
+        pub wait_buckets: [u32; histogram::BUCKETS],
+    }
+
+    /// Errors of one (slot, syscall, errno) on one shard, written by `sys_exit` alone.
+    pub struct ErrnoRow {
+        /// Returns with this error.
+        pub errors: u64,
+    }
+}
+const _: () = assert!(size_of::<SyscallRow>() == 512);
+const _: () = assert!(size_of::<SlotRow>() == 624);
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -190,17 +233,21 @@ pub fn is_workload_name(len: usize, byte: impl Fn(usize) -> u8) -> bool {
 }
 
 macro_rules! numbered {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)* }) => {
         $(#[$meta])*
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vmeta])* $variant,)* }
+        pub enum $name { $($(#[doc = $doc])+ $variant,)* }
         impl $name {
             /// Every value, in index order.
             pub const ALL: &[$name] = &[$($name::$variant,)*];
             /// The name used in metrics and logs.
             pub const fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $text,)* }
+            }
+            /// What it means, as METRICS.md says it: the value's own documentation.
+            pub const fn meaning(self) -> &'static str {
+                match self { $($name::$variant => concat!($($doc),+).trim_ascii(),)* }
             }
         }
     };
@@ -274,6 +321,10 @@ numbered! {
         CgroupRmdir = "cgroup_rmdir",
         /// Moves of a task or a process between cgroups.
         Moved = "moved",
+        /// Page faults taken in user mode.
+        FaultsUser = "faults_user",
+        /// Page faults taken in kernel mode.
+        FaultsKernel = "faults_kernel",
     }
 }
 
@@ -300,6 +351,60 @@ pub struct Losses {
     /// Indexed by [`Loss`].
     pub values: [u64; LOSSES],
 }
+
+/// FNV-1a over a text, continued from `hash`.
+const fn hash_text(mut hash: u64, text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    // A separator, so that moving a letter from one name to the next changes the result.
+    (hash ^ 0xff).wrapping_mul(0x0100_0000_01b3)
+}
+
+const fn hash_fields(mut hash: u64, fields: &[Field]) -> u64 {
+    let mut i = 0;
+    while i < fields.len() {
+        hash = hash_text(hash, fields[i].name);
+        hash = (hash ^ fields[i].offset as u64).wrapping_mul(0x0100_0000_01b3);
+        hash = (hash ^ fields[i].size as u64).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    hash
+}
+
+/// Tells one layout of rows, totals and losses from another: it changes with every name, place and size in them.
+pub const FINGERPRINT: u64 = {
+    let mut hash = hash_text(0xcbf2_9ce4_8422_2325, "kernmeter");
+    hash = hash_fields(hash, SyscallRow::FIELDS);
+    hash = hash_fields(hash, SlotRow::FIELDS);
+    hash = hash_fields(hash, ErrnoRow::FIELDS);
+    let mut i = 0;
+    while i < Total::ALL.len() {
+        hash = hash_text(hash, Total::ALL[i].as_str());
+        i += 1;
+    }
+    i = 0;
+    while i < Loss::ALL.len() {
+        hash = hash_text(hash, Loss::ALL[i].as_str());
+        i += 1;
+    }
+    hash
+};
+
+/// [`FINGERPRINT`] as it stands in the eBPF object, so that an agent can tell an object built from other sources.
+pub const FINGERPRINT_TEXT: [u8; 32] = {
+    let mut text = *b"kernmeter-abi:0000000000000000\0\0";
+    let mut i = 0;
+    while i < 16 {
+        let digit = (FINGERPRINT >> (60 - 4 * i)) as u8 & 15;
+        text[14 + i] = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
+        i += 1;
+    }
+    text
+};
 
 #[cfg(test)]
 mod tests {

@@ -1,23 +1,25 @@
 //! In: settings and readings of the host's load; out: the drain interval and why. Reads no clock and no file.
 //!
-//! Slower is quick, faster is slow: two readings in a row move to a longer interval, so that relief comes at once but one
-//! spike means nothing; a shorter interval has to be wanted without a break for the whole dwell. While readings waver the
-//! milder of the wanted states is taken.
+//! Decisions follow the smoothed reading: an exponentially weighted mean of CPU use and of available memory with a time
+//! constant of [`SMOOTHING`]. One busy second moves the mean of an idle host by 18 points; a step from idle to full load
+//! reaches the default threshold of 75 % after 7 s.
+//!
+//! A longer interval is taken at once, so that relief comes quickly. A shorter one, only after the mean has asked for it or
+//! for a still shorter one without a break for the whole dwell.
 
-use std::cmp::Ordering;
 use std::time::Duration;
 
-/// Consecutive readings that must agree before the interval gets longer.
-const CONFIRMATIONS: u32 = 2;
+/// Time constant of the smoothed reading: a step has done 63 % of its way after this time.
+pub const SMOOTHING: Duration = Duration::from_secs(5);
 
 /// Thresholds, in percent, and intervals.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// Interval of [`State::Relaxed`].
+pub struct IntervalPolicy {
+    /// Interval of [`LoadState::Relaxed`].
     pub relaxed: Duration,
-    /// Interval of [`State::Normal`].
+    /// Interval of [`LoadState::Normal`].
     pub normal: Duration,
-    /// Interval of [`State::Stressed`].
+    /// Interval of [`LoadState::Stressed`].
     pub stressed: Duration,
     /// CPU use at or above this is stress.
     pub cpu_high: f64,
@@ -37,7 +39,7 @@ pub struct Settings {
     pub dwell: Duration,
 }
 
-impl Default for Settings {
+impl Default for IntervalPolicy {
     fn default() -> Self {
         Self {
             relaxed: Duration::from_secs(5),
@@ -47,9 +49,9 @@ impl Default for Settings {
             cpu_low: 30.0,
             memory_low: 20.0,
             memory_high: 60.0,
-            pressure_cpu: Some(40.0),
-            pressure_memory: Some(10.0),
-            hysteresis: 5.0,
+            pressure_cpu: None,
+            pressure_memory: None,
+            hysteresis: 2.0,
             dwell: Duration::from_secs(30),
         }
     }
@@ -68,7 +70,7 @@ pub struct Pressure {
 
 /// How busy the host is. Percentages from 0 to 100; anything else makes the reading void.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Reading {
+pub struct LoadReading {
     /// CPU time used since the last reading, all CPUs.
     pub cpu_busy_percent: f64,
     /// Memory available without swapping.
@@ -77,18 +79,30 @@ pub struct Reading {
     pub psi: Option<Pressure>,
 }
 
-impl Reading {
+impl LoadReading {
     fn is_valid(&self) -> bool {
         let percent = |value: f64| (0.0..=100.0).contains(&value);
         percent(self.cpu_busy_percent)
             && percent(self.memory_available_percent)
             && self.psi.is_none_or(|psi| percent(psi.cpu) && percent(psi.memory) && percent(psi.io))
     }
+
+    /// The mean with a later reading that stands for the time `passed`. Pressure is taken as it is: the kernel has averaged it
+    /// over ten seconds.
+    fn smoothed(&self, later: &Self, passed: Duration) -> Self {
+        let weight = 1.0 - (-passed.as_secs_f64() / SMOOTHING.as_secs_f64()).exp();
+        let toward = |old: f64, new: f64| old + weight * (new - old);
+        Self {
+            cpu_busy_percent: toward(self.cpu_busy_percent, later.cpu_busy_percent),
+            memory_available_percent: toward(self.memory_available_percent, later.memory_available_percent),
+            psi: later.psi,
+        }
+    }
 }
 
 /// How the host is, from the shortest interval to the longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum State {
+pub enum LoadState {
     /// Little to do: drain often.
     Relaxed,
     /// In between.
@@ -97,7 +111,7 @@ pub enum State {
     Stressed,
 }
 
-impl State {
+impl LoadState {
     /// Every state.
     pub const ALL: [Self; 3] = [Self::Relaxed, Self::Normal, Self::Stressed];
 
@@ -111,104 +125,131 @@ impl State {
     }
 }
 
+/// The reading that a state follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadSignal {
+    /// No reading yet.
+    Unread,
+    /// CPU use.
+    Cpu,
+    /// Available memory.
+    Memory,
+    /// CPU pressure.
+    CpuPressure,
+    /// Memory pressure.
+    MemoryPressure,
+    /// CPU use and memory together: both are at their ease.
+    All,
+}
+
+impl LoadSignal {
+    /// The name used in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unread => "none",
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::CpuPressure => "pressure_cpu",
+            Self::MemoryPressure => "pressure_memory",
+            Self::All => "all",
+        }
+    }
+}
+
 /// What a step decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// Time between drains.
     pub interval: Duration,
     /// The state it follows from.
-    pub state: State,
+    pub state: LoadState,
     /// Whether this step changed the state.
     pub changed: bool,
-    /// What decided: `cpu`, `memory`, `pressure_cpu`, `pressure_memory`, or `none` before the first reading and where no
-    /// signal stands out.
-    pub signal: &'static str,
+    /// What decided.
+    pub signal: LoadSignal,
+}
+
+impl Decision {
     /// Why the state is what it is, in words.
-    pub reason: &'static str,
+    pub const fn reason(&self) -> &'static str {
+        match (self.signal, self.state) {
+            (LoadSignal::Unread, _) => "no reading yet",
+            (LoadSignal::All, LoadState::Relaxed) => "CPU use is low and memory is plenty",
+            (LoadSignal::All, _) => "CPU use is low and memory is plenty, not yet for `drain.dwell`",
+            (LoadSignal::Cpu, LoadState::Stressed) => "CPU use is at or above `drain.cpu.high`",
+            (LoadSignal::Cpu, _) => "CPU use is between `drain.cpu.low` and `drain.cpu.high`",
+            (LoadSignal::Memory, LoadState::Stressed) => {
+                "available memory is at or below `drain.memory_available.low`"
+            }
+            (LoadSignal::Memory, _) => "available memory is between the limits of `drain.memory_available`",
+            (LoadSignal::CpuPressure, _) => "CPU pressure is at or above `drain.pressure.cpu`",
+            (LoadSignal::MemoryPressure, _) => "memory pressure is at or above `drain.pressure.memory`",
+        }
+    }
 }
 
 /// A wanted state and the signal behind it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wish {
-    state: State,
-    signal: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Pending {
-    None,
-    /// A longer interval is wanted: by this many readings, the mildest of them.
-    Slower(u32, Wish),
-    /// A shorter interval is wanted: since when, and the mildest wish since.
-    Faster(Duration, Wish),
+    state: LoadState,
+    signal: LoadSignal,
 }
 
 /// Turns readings into an interval.
 #[derive(Clone, Debug)]
 pub struct Controller {
-    settings: Settings,
+    policy: IntervalPolicy,
     current: Wish,
-    pending: Pending,
-    started: bool,
+    /// Since when no wish has exceeded [`LoadState::Relaxed`], and [`LoadState::Normal`].
+    calm_since: [Option<Duration>; 2],
+    /// The smoothed reading and when it was last brought up to date; `None` before the first.
+    mean: Option<(Duration, LoadReading)>,
     ignored: u64,
 }
 
 impl Controller {
-    /// Begins in [`State::Normal`]; the first valid reading decides at once.
-    pub fn new(settings: Settings) -> Self {
-        let current = Wish { state: State::Normal, signal: "none", reason: "no reading yet" };
-        Self { settings, current, pending: Pending::None, started: false, ignored: 0 }
+    /// Begins in [`LoadState::Normal`]; the first valid reading decides at once.
+    pub fn new(policy: IntervalPolicy) -> Self {
+        let current = Wish { state: LoadState::Normal, signal: LoadSignal::Unread };
+        Self { policy, current, calm_since: [None; 2], mean: None, ignored: 0 }
     }
 
     /// Takes in a reading. `now` is a monotonic clock; one that runs backwards counts as standing still.
-    pub fn step(&mut self, now: Duration, reading: &Reading) -> Decision {
+    pub fn step(&mut self, now: Duration, reading: &LoadReading) -> Decision {
         if !reading.is_valid() {
             self.ignored += 1;
             return self.decision(false);
         }
-        let current = self.started.then_some(self.current.state);
-        let wish = self.settings.wish(current, reading);
-        if !self.started {
-            self.started = true;
+        let Some((at, mean)) = self.mean else {
+            self.mean = Some((now, *reading));
+            let wish = self.policy.wish(None, reading);
             let changed = wish.state != self.current.state;
             self.current = wish;
             return self.decision(changed);
-        }
-        let state = self.current.state;
-        let taken = match wish.state.cmp(&state) {
-            Ordering::Equal => {
-                self.pending = Pending::None;
-                // The state stays, but another signal may now be what holds it.
-                self.current = wish;
-                None
-            }
-            Ordering::Greater => {
-                let (count, mildest) = match self.pending {
-                    Pending::Slower(count, before) => {
-                        (count + 1, if before.state < wish.state { before } else { wish })
-                    }
-                    _ => (1, wish),
-                };
-                self.pending = Pending::Slower(count, mildest);
-                (count >= CONFIRMATIONS).then_some(mildest)
-            }
-            Ordering::Less => {
-                let (since, mildest) = match self.pending {
-                    Pending::Faster(since, before) => {
-                        (since, if before.state > wish.state { before } else { wish })
-                    }
-                    _ => (now, wish),
-                };
-                self.pending = Pending::Faster(since, mildest);
-                (now.saturating_sub(since) >= self.settings.dwell).then_some(mildest)
-            }
         };
-        if let Some(wish) = taken {
-            self.current = wish;
-            self.pending = Pending::None;
+        let mean = mean.smoothed(reading, now.saturating_sub(at));
+        self.mean = Some((now.max(at), mean));
+        let wish = self.policy.wish(Some(self.current.state), &mean);
+        let calmest = self.calmest_for_the_dwell(now, wish.state);
+        let before = self.current.state;
+        let state = if wish.state < before { calmest.min(before) } else { wish.state };
+        // The state may stay although another signal now holds it; while a shorter interval waits, the old one does.
+        if state != before || wish.state == before {
+            self.current = Wish { state, signal: wish.signal };
         }
-        self.decision(taken.is_some())
+        self.decision(state != before)
+    }
+
+    /// The calmest state that no wish has exceeded for the whole dwell, this one included.
+    fn calmest_for_the_dwell(&mut self, now: Duration, wish: LoadState) -> LoadState {
+        let mut calmest = LoadState::Stressed;
+        for (since, state) in self.calm_since.iter_mut().zip([LoadState::Relaxed, LoadState::Normal]) {
+            *since = (wish <= state).then(|| since.unwrap_or(now));
+            if since.is_some_and(|since| now.saturating_sub(since) >= self.policy.dwell) {
+                calmest = calmest.min(state);
+            }
+        }
+        calmest
     }
 
     /// What the last step decided, as if nothing had changed since.
@@ -216,9 +257,14 @@ impl Controller {
         self.decision(false)
     }
 
+    /// The smoothed reading, which decisions follow; `None` before the first reading.
+    pub fn smoothed(&self) -> Option<LoadReading> {
+        self.mean.map(|(_, mean)| mean)
+    }
+
     fn decision(&self, changed: bool) -> Decision {
-        let Wish { state, signal, reason } = self.current;
-        Decision { interval: self.settings.interval(state), state, changed, signal, reason }
+        let Wish { state, signal } = self.current;
+        Decision { interval: self.policy.interval(state), state, changed, signal }
     }
 
     /// Readings that were void: not a number, or not a percentage.
@@ -226,303 +272,58 @@ impl Controller {
         self.ignored
     }
 
-    /// Takes new settings without forgetting the state.
-    pub fn reconfigure(&mut self, settings: Settings) {
-        self.settings = settings;
-        self.pending = Pending::None;
+    /// Takes a new policy without forgetting the state.
+    pub fn reconfigure(&mut self, policy: IntervalPolicy) {
+        self.policy = policy;
+        self.calm_since = [None; 2];
     }
 }
 
-impl Settings {
+impl IntervalPolicy {
     /// The interval of a state.
-    pub fn interval(&self, state: State) -> Duration {
+    pub fn interval(&self, state: LoadState) -> Duration {
         match state {
-            State::Relaxed => self.relaxed,
-            State::Normal => self.normal,
-            State::Stressed => self.stressed,
+            LoadState::Relaxed => self.relaxed,
+            LoadState::Normal => self.normal,
+            LoadState::Stressed => self.stressed,
         }
     }
 
     /// The state a reading asks for, ignoring dwell. `current` moves the thresholds of its own way out by the hysteresis;
     /// `None` takes them as they are.
-    fn wish(&self, current: Option<State>, reading: &Reading) -> Wish {
-        let wish = |state, signal, reason| Wish { state, signal, reason };
-        let leave_stressed = if current == Some(State::Stressed) { self.hysteresis } else { 0.0 };
-        let leave_relaxed = if current == Some(State::Relaxed) { self.hysteresis } else { 0.0 };
+    fn wish(&self, current: Option<LoadState>, reading: &LoadReading) -> Wish {
+        let wish = |state, signal| Wish { state, signal };
+        let leave_stressed = if current == Some(LoadState::Stressed) { self.hysteresis } else { 0.0 };
+        let leave_relaxed = if current == Some(LoadState::Relaxed) { self.hysteresis } else { 0.0 };
         let (cpu, memory) = (reading.cpu_busy_percent, reading.memory_available_percent);
         // Inclusive on the way in and on the way out: at exactly `threshold - hysteresis` the state is left.
         let over = |value: f64, threshold: f64| {
             if leave_stressed > 0.0 { value > threshold - leave_stressed } else { value >= threshold }
         };
         if over(cpu, self.cpu_high) {
-            return wish(State::Stressed, "cpu", "CPU use is at or above `drain.cpu.high`");
+            return wish(LoadState::Stressed, LoadSignal::Cpu);
         }
         if over(-memory, -self.memory_low) {
-            return wish(
-                State::Stressed,
-                "memory",
-                "available memory is at or below `drain.memory_available.low`",
-            );
+            return wish(LoadState::Stressed, LoadSignal::Memory);
         }
         if let Some(psi) = reading.psi {
             if self.pressure_cpu.is_some_and(|threshold| over(psi.cpu, threshold)) {
-                return wish(
-                    State::Stressed,
-                    "pressure_cpu",
-                    "CPU pressure is at or above `drain.pressure.cpu`",
-                );
+                return wish(LoadState::Stressed, LoadSignal::CpuPressure);
             }
             if self.pressure_memory.is_some_and(|threshold| over(psi.memory, threshold)) {
-                return wish(
-                    State::Stressed,
-                    "pressure_memory",
-                    "memory pressure is at or above `drain.pressure.memory`",
-                );
+                return wish(LoadState::Stressed, LoadSignal::MemoryPressure);
             }
         }
         let under = |value: f64, threshold: f64| {
             if leave_relaxed > 0.0 { value < threshold + leave_relaxed } else { value <= threshold }
         };
         match (under(cpu, self.cpu_low), under(-memory, -self.memory_high)) {
-            (true, true) => wish(State::Relaxed, "none", "CPU use is low and memory is plenty"),
-            (false, true) => {
-                wish(State::Normal, "cpu", "CPU use is between `drain.cpu.low` and `drain.cpu.high`")
-            }
-            (_, false) => wish(
-                State::Normal,
-                "memory",
-                "available memory is between the limits of `drain.memory_available`",
-            ),
+            (true, true) => wish(LoadState::Relaxed, LoadSignal::All),
+            (false, true) => wish(LoadState::Normal, LoadSignal::Cpu),
+            (_, false) => wish(LoadState::Normal, LoadSignal::Memory),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::State::{Normal, Relaxed, Stressed};
-    use super::*;
-
-    fn reading(cpu: f64, memory: f64) -> Reading {
-        Reading { cpu_busy_percent: cpu, memory_available_percent: memory, psi: None }
-    }
-
-    fn pressed(cpu: f64, memory: f64) -> Reading {
-        Reading { psi: Some(Pressure { cpu, memory, io: 100.0 }), ..reading(10.0, 80.0) }
-    }
-
-    fn secs(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    /// A controller brought into a state by its first reading.
-    fn in_state(state: State) -> Controller {
-        let mut controller = Controller::new(Settings::default());
-        let first = match state {
-            Relaxed => reading(10.0, 80.0),
-            Normal => reading(50.0, 50.0),
-            Stressed => reading(90.0, 50.0),
-        };
-        assert_eq!(controller.step(secs(0), &first).state, state);
-        controller
-    }
-
-    #[test]
-    fn first_reading_at_every_boundary() {
-        for (cpu, memory, state, signal) in [
-            (75.0, 100.0, Stressed, "cpu"),
-            (74.999, 100.0, Normal, "cpu"),
-            (100.0, 100.0, Stressed, "cpu"),
-            (0.0, 20.0, Stressed, "memory"),
-            (0.0, 20.001, Normal, "memory"),
-            (0.0, 0.0, Stressed, "memory"),
-            (75.0, 20.0, Stressed, "cpu"),
-            (30.0, 60.0, Relaxed, "none"),
-            (30.001, 60.0, Normal, "cpu"),
-            (30.0, 59.999, Normal, "memory"),
-            (0.0, 100.0, Relaxed, "none"),
-            (50.0, 40.0, Normal, "memory"),
-        ] {
-            let decision = Controller::new(Settings::default()).step(secs(0), &reading(cpu, memory));
-            assert_eq!((decision.state, decision.signal), (state, signal), "cpu {cpu} memory {memory}");
-            assert_eq!(decision.changed, state != Normal);
-            let interval = [5, 15, 30][State::ALL.iter().position(|s| *s == state).expect("known")];
-            assert_eq!(decision.interval, secs(interval));
-        }
-        for (cpu, memory, state, signal) in [
-            (40.0, 0.0, Stressed, "pressure_cpu"),
-            (39.99, 0.0, Relaxed, "none"),
-            (0.0, 10.0, Stressed, "pressure_memory"),
-            (0.0, 9.99, Relaxed, "none"),
-        ] {
-            let decision = Controller::new(Settings::default()).step(secs(0), &pressed(cpu, memory));
-            assert_eq!((decision.state, decision.signal), (state, signal), "pressure {cpu} {memory}");
-        }
-        let deaf = Settings { pressure_cpu: None, pressure_memory: None, ..Settings::default() };
-        assert_eq!(Controller::new(deaf).step(secs(0), &pressed(100.0, 100.0)).state, Relaxed);
-    }
-
-    #[test]
-    fn hysteresis_on_the_way_out() {
-        // From each state, held long enough for any dwell: where a reading leads.
-        for (from, reading, to) in [
-            (Stressed, reading(70.001, 50.0), Stressed),
-            (Stressed, reading(70.0, 50.0), Normal),
-            (Stressed, reading(10.0, 24.999), Stressed),
-            (Stressed, reading(10.0, 25.0), Normal),
-            (Stressed, reading(30.0, 60.0), Relaxed),
-            (Stressed, pressed(35.001, 0.0), Stressed),
-            (Stressed, pressed(35.0, 0.0), Relaxed),
-            (Stressed, pressed(0.0, 5.001), Stressed),
-            (Stressed, pressed(0.0, 5.0), Relaxed),
-            (Relaxed, reading(34.999, 60.0), Relaxed),
-            (Relaxed, reading(35.0, 60.0), Normal),
-            (Relaxed, reading(30.0, 55.001), Relaxed),
-            (Relaxed, reading(30.0, 55.0), Normal),
-            (Relaxed, reading(75.0, 60.0), Stressed),
-            (Relaxed, reading(30.0, 20.0), Stressed),
-            (Normal, reading(74.999, 60.0), Normal),
-            (Normal, reading(75.0, 60.0), Stressed),
-            (Normal, reading(30.001, 60.0), Normal),
-            (Normal, reading(30.0, 60.0), Relaxed),
-        ] {
-            let mut controller = in_state(from);
-            let mut decision = controller.current();
-            for at in 1..=40 {
-                decision = controller.step(secs(at), &reading);
-            }
-            assert_eq!(decision.state, to, "{from:?} {reading:?}");
-        }
-    }
-
-    #[test]
-    fn slower_takes_two_readings() {
-        let mut controller = in_state(Relaxed);
-        assert!(!controller.step(secs(1), &reading(90.0, 80.0)).changed, "one spike is none");
-        assert!(!controller.step(secs(2), &reading(10.0, 80.0)).changed);
-        assert!(!controller.step(secs(3), &reading(90.0, 80.0)).changed);
-        let decision = controller.step(secs(4), &reading(90.0, 80.0));
-        assert_eq!((decision.changed, decision.state, decision.signal), (true, Stressed, "cpu"));
-        // Two that want different states: the milder first.
-        let mut controller = in_state(Relaxed);
-        controller.step(secs(1), &reading(50.0, 80.0));
-        assert_eq!(controller.step(secs(2), &reading(90.0, 80.0)).state, Normal);
-        controller.step(secs(3), &reading(90.0, 80.0));
-        assert_eq!(controller.step(secs(4), &reading(90.0, 80.0)).state, Stressed);
-    }
-
-    #[test]
-    fn faster_takes_the_dwell() {
-        let mut controller = in_state(Stressed);
-        for at in 1..=30 {
-            assert!(!controller.step(secs(at), &reading(10.0, 80.0)).changed, "at {at} s");
-        }
-        let decision = controller.step(secs(31), &reading(10.0, 80.0));
-        assert_eq!((decision.changed, decision.state), (true, Relaxed));
-
-        // A busy reading begins the dwell anew.
-        let mut controller = in_state(Stressed);
-        for at in 1..=20 {
-            controller.step(secs(at), &reading(10.0, 80.0));
-        }
-        controller.step(secs(21), &reading(90.0, 80.0));
-        for at in 22..=51 {
-            assert!(!controller.step(secs(at), &reading(10.0, 80.0)).changed, "at {at} s");
-        }
-        assert!(controller.step(secs(52), &reading(10.0, 80.0)).changed);
-
-        // Wavering between normal and relaxed: normal first, relaxed after another dwell.
-        let mut controller = in_state(Stressed);
-        for at in 1..=31 {
-            let cpu = if at == 10 { 50.0 } else { 10.0 };
-            controller.step(secs(at), &reading(cpu, 80.0));
-        }
-        assert_eq!(controller.current().state, Normal);
-        for at in 32..=61 {
-            assert_eq!(controller.step(secs(at), &reading(10.0, 80.0)).state, Normal, "at {at} s");
-        }
-        assert_eq!(controller.step(secs(62), &reading(10.0, 80.0)).state, Relaxed);
-    }
-
-    #[test]
-    fn void_readings_and_odd_clocks() {
-        for bad in [
-            reading(f64::NAN, 50.0),
-            reading(50.0, f64::NAN),
-            reading(-0.1, 50.0),
-            reading(100.1, 50.0),
-            reading(50.0, f64::INFINITY),
-            pressed(f64::NAN, 0.0),
-            pressed(0.0, 101.0),
-        ] {
-            let mut controller = in_state(Stressed);
-            for at in 1..100 {
-                let decision = controller.step(secs(at), &bad);
-                assert_eq!((decision.state, decision.changed), (Stressed, false), "{bad:?}");
-            }
-            assert_eq!(controller.ignored(), 99);
-        }
-        let mut controller = in_state(Stressed);
-        controller.step(secs(1000), &reading(10.0, 80.0));
-        assert!(
-            !controller.step(secs(1), &reading(10.0, 80.0)).changed,
-            "a clock that runs backwards adds no dwell"
-        );
-        assert!(controller.step(secs(1030), &reading(10.0, 80.0)).changed);
-
-        let mut untouched = Controller::new(Settings::default());
-        let decision = untouched.step(secs(0), &reading(f64::NAN, 0.0));
-        assert_eq!((decision.state, decision.interval, decision.signal), (Normal, secs(15), "none"));
-    }
-
-    #[test]
-    fn no_hysteresis_means_the_plain_thresholds() {
-        let settings = Settings { hysteresis: 0.0, dwell: Duration::ZERO, ..Settings::default() };
-        let mut controller = Controller::new(settings);
-        controller.step(secs(0), &reading(75.0, 80.0));
-        assert_eq!(controller.step(secs(1), &reading(75.0, 80.0)).state, Stressed);
-        assert_eq!(controller.step(secs(2), &reading(74.9, 80.0)).state, Normal);
-    }
-
-    #[test]
-    fn settings_change_without_a_jump() {
-        let mut controller = in_state(Stressed);
-        controller.reconfigure(Settings { stressed: secs(60), ..Settings::default() });
-        let decision = controller.current();
-        assert_eq!((decision.state, decision.interval), (Stressed, secs(60)));
-    }
-
-    proptest! {
-        #[test]
-        fn never_faster_within_the_dwell(
-            steps in proptest::collection::vec((0u64..20_000, -5.0..105.0, -5.0..105.0, 0.0..100.0), 1..400),
-        ) {
-            let settings = Settings::default();
-            let mut controller = Controller::new(settings.clone());
-            let mut now = Duration::ZERO;
-            let mut changed_at: Option<Duration> = None;
-            let mut state = None;
-            for (wait, cpu, memory, psi) in steps {
-                now += Duration::from_millis(wait);
-                let reading = Reading {
-                    psi: Some(Pressure { cpu: psi, memory: psi / 8.0, io: 0.0 }),
-                    ..reading(cpu, memory)
-                };
-                let decision = controller.step(now, &reading);
-                prop_assert_eq!(decision.interval, settings.interval(decision.state));
-                if let (Some(before), true) = (state, decision.changed) {
-                    prop_assert_ne!(before, decision.state);
-                    if let (true, Some(at)) = (decision.state < before, changed_at) {
-                        let held = now.saturating_sub(at);
-                        prop_assert!(held >= settings.dwell, "faster after {:?}", held);
-                    }
-                    changed_at = Some(now);
-                } else if let Some(before) = state {
-                    prop_assert_eq!(before, decision.state);
-                }
-                state = Some(decision.state);
-            }
-        }
-    }
-}
+mod tests;

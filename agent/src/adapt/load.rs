@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::controller::{Pressure, Reading};
+use super::controller::{LoadReading, Pressure};
 
 /// Most bytes read of a file; all that is used stands at its beginning.
 const FILE_BYTES: u64 = 16 << 10;
@@ -71,7 +71,7 @@ impl Load {
     ///
     /// # Errors
     /// `/proc/stat` or `/proc/meminfo` is unreadable or garbled. Missing pressure files are no error.
-    pub fn read(&mut self) -> Result<Option<Reading>, LoadError> {
+    pub fn read(&mut self) -> Result<Option<LoadReading>, LoadError> {
         let stat = self.file("stat")?;
         let ticks = cpu_ticks(&stat).ok_or_else(|| self.garbled("stat", "`cpu` line"))?;
         let meminfo = self.file("meminfo")?;
@@ -79,7 +79,7 @@ impl Load {
             .ok_or_else(|| self.garbled("meminfo", "`MemTotal` and `MemAvailable`"))?;
         let busy = self.before.replace(ticks).and_then(|before| busy_percent(&before, &ticks));
         let psi = self.pressure();
-        Ok(busy.map(|cpu_busy_percent| Reading { cpu_busy_percent, memory_available_percent, psi }))
+        Ok(busy.map(|cpu_busy_percent| LoadReading { cpu_busy_percent, memory_available_percent, psi }))
     }
 
     /// Pressure, if the kernel has it and all three files make sense.
@@ -244,7 +244,10 @@ mod tests {
         assert_eq!(load.read().expect("first"), None);
         std::fs::write(dir.join("stat"), "cpu  2 1 1 4\n").expect("write");
         let reading = load.read().expect("second").expect("time passed");
-        assert_eq!(reading, Reading { cpu_busy_percent: 25.0, memory_available_percent: 50.0, psi: None });
+        assert_eq!(
+            reading,
+            LoadReading { cpu_busy_percent: 25.0, memory_available_percent: 50.0, psi: None }
+        );
         std::fs::remove_dir_all(&dir).expect("clean up");
     }
 

@@ -5,5 +5,5 @@
 pub mod controller;
 pub mod load;
 
-pub use controller::{Controller, Decision, Pressure, Reading, Settings, State};
+pub use controller::{Controller, Decision, IntervalPolicy, LoadReading, LoadSignal, LoadState, Pressure};
 pub use load::{Load, LoadError};

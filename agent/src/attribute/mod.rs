@@ -9,47 +9,19 @@ mod tests;
 mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::mem::offset_of;
 
-use kernmeter_abi::{SLOT_HOST, SLOT_OVERFLOW, SyscallRow, TOTALS, Total};
+use kernmeter_abi::{SLOT_HOST, SLOT_OVERFLOW, SlotRow, TOTALS};
 
-use self::rows::{add_errno, add_slot, add_syscall};
+use self::rows::{bill, billed};
 use self::waiting::{Sum, Waiting};
-use crate::catalog::family::Family;
-use crate::catalog::{cgroup, process, scheduler, syscalls};
-use crate::drain::Batch;
-use crate::identity::{OVERFLOW, UNKNOWN, Workload};
+use crate::catalog::{Quantity, RowKind, probes, quantities};
+use crate::drain::{Batch, Delta, Subject};
+use crate::identity::{Certainty, Identify, Identity, OVERFLOW, UNKNOWN, Workload};
 use crate::registry::{Registry, TargetId};
 
-/// How much of an answer is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Certainty {
-    /// A pod's cgroup, and nobody knows the pod yet.
-    PodUnknown,
-    /// The pod is known, the container's name is not; a pause container never has one.
-    ContainerUnnamed,
-    /// Nothing more is to come.
-    Settled,
-}
-
-/// Whose a cgroup is, as far as it is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The workload; what stands for it if nothing more is learnt in time.
-    pub workload: Workload,
-    /// How much is known.
-    pub certainty: Certainty,
-    /// Why tenant rules that matched were refused.
-    pub refusals: Vec<&'static str>,
-}
-
-/// Whose a cgroup path is. Pure: what is known is fixed while a batch is attributed.
-pub trait Identify {
-    /// The workload of a cgroup path.
-    fn identify(&self, path: &[u8]) -> Identity;
-
-    /// Another number whenever another answer than before may be given.
-    fn generation(&self) -> u64;
-}
+/// Where a slot's row says how many tasks came or went.
+const TASKS_CELL: usize = RowKind::Slot.cell_of(offset_of!(SlotRow, tasks));
 
 /// How long counts wait, nanoseconds, before they are shown without what is missing.
 #[derive(Clone, Copy, Debug)]
@@ -170,29 +142,15 @@ impl Attribution {
             }
         }
         let overflow = self.overflow();
-        for delta in &batch.slots {
-            let slot = &mut self.slots[delta.slot as usize];
-            slot.tasks = slot.tasks.wrapping_add(delta.row.tasks);
+        for Delta { slot, subject, cells } in batch.rows.iter() {
+            let slot = &mut self.slots[slot as usize];
+            if subject == Subject::Slot {
+                slot.tasks = slot.tasks.wrapping_add(cells[TASKS_CELL]);
+            }
             match &mut slot.binding {
-                Binding::Bound(target) => add_slot(registry, *target, &delta.row),
-                Binding::Waiting(waiting) => waiting.add_slot(&delta.row),
-                Binding::Free => add_slot(registry, overflow, &delta.row),
-            }
-        }
-        for delta in &batch.syscalls {
-            match &mut self.slots[delta.slot as usize].binding {
-                Binding::Bound(target) => add_syscall(registry, *target, delta.syscall, &delta.row),
-                Binding::Waiting(waiting) => waiting.add_syscall(delta.syscall, &delta.row),
-                Binding::Free => add_syscall(registry, overflow, delta.syscall, &delta.row),
-            }
-        }
-        for delta in &batch.errors {
-            match &mut self.slots[delta.slot as usize].binding {
-                Binding::Bound(target) => {
-                    add_errno(registry, *target, delta.syscall, delta.errno, delta.count);
-                }
-                Binding::Waiting(waiting) => waiting.add_errno(delta.syscall, delta.errno, delta.count),
-                Binding::Free => add_errno(registry, overflow, delta.syscall, delta.errno, delta.count),
+                Binding::Bound(target) => bill(registry, *target, subject, cells),
+                Binding::Waiting(waiting) => waiting.add(subject, cells),
+                Binding::Free => bill(registry, overflow, subject, cells),
             }
         }
         for freed in &batch.freed {
@@ -288,61 +246,20 @@ impl Attribution {
             Binding::Waiting(waiting) => Some(&**waiting),
             _ => None,
         }));
-        let of = |total: Total, billed: u64, waiting: u64| Balance {
-            event: total.as_str(),
-            kernel_before: batch.totals_before[total as usize],
-            kernel_after: batch.totals_after[total as usize],
-            attributed: billed + waiting,
-            waiting,
+        let kernel = |quantity: &Quantity, totals: &[u64; TOTALS]| {
+            quantity.totals.iter().fold(0u64, |sum, total| sum.wrapping_add(totals[*total as usize]))
         };
-        let family =
-            |total: Total, family: &'static Family, waiting: u64| of(total, registry.sum(family), waiting);
-        let switches = |totals: &[u64; TOTALS]| {
-            totals[Total::SwitchVoluntary as usize] + totals[Total::SwitchInvoluntary as usize]
-        };
-        let Sum { slot, syscall, errors } = &sum;
-        let done = |row: &SyscallRow| row.buckets.iter().map(|n| u64::from(*n)).sum::<u64>();
-        let denied = syscall.denied + slot.overflow_denied;
-        let waits = slot.wait_buckets.iter().map(|n| u64::from(*n)).sum::<u64>();
-        vec![
-            // Calls that were answered before they were entered are in the same family.
-            of(
-                Total::SyscallEnter,
-                registry.sum(&syscalls::CALLS) - registry.sum(&syscalls::DENIED),
-                syscall.calls + slot.overflow_calls - denied,
-            ),
-            family(Total::SyscallDenied, &syscalls::DENIED, denied),
-            of(
-                Total::SyscallExit,
-                registry.count(&syscalls::DURATION) + registry.sum(&syscalls::UNMEASURED),
-                slot.overflow_done + done(syscall),
-            ),
-            family(
-                Total::SyscallError,
-                &syscalls::ERRORS,
-                errors + syscall.other_errors + slot.overflow_errors,
-            ),
-            family(Total::CpuNs, &scheduler::CPU, slot.cpu_ns),
+        let balance = |quantity: &&'static Quantity| {
+            let waiting = sum.part_of(quantity);
             Balance {
-                event: "switches",
-                kernel_before: switches(&batch.totals_before),
-                kernel_after: switches(&batch.totals_after),
-                ..family(Total::SwitchVoluntary, &scheduler::SWITCHES, slot.voluntary + slot.involuntary)
-            },
-            of(Total::Waits, registry.count(&scheduler::WAIT), waits),
-            family(Total::WaitNs, &scheduler::WAIT, slot.wait_ns),
-            family(
-                Total::BlockedNs,
-                &scheduler::BLOCKED,
-                syscall.blocked_ns + slot.blocked_other_ns + slot.overflow_blocked_ns,
-            ),
-            family(Total::Migrations, &scheduler::MIGRATIONS, slot.migrations),
-            family(Total::Forked, &process::FORKED, slot.forked),
-            family(Total::Threads, &process::THREADS, slot.threads),
-            family(Total::Exec, &process::EXEC, slot.exec),
-            family(Total::Exited, &process::EXITED, slot.exited),
-            family(Total::Moved, &cgroup::MOVES, slot.moved_in),
-        ]
+                event: quantity.name,
+                kernel_before: kernel(quantity, &batch.totals_before),
+                kernel_after: kernel(quantity, &batch.totals_after),
+                attributed: billed(quantity, registry).wrapping_add(waiting),
+                waiting,
+            }
+        };
+        quantities().iter().map(balance).collect()
     }
 
     fn waiters(&self) -> impl Iterator<Item = &Slot> {
@@ -449,8 +366,8 @@ fn rebind(
     if new == old {
         return;
     }
-    registry.add(old, &process::TASKS, &[], slot.tasks.wrapping_neg());
-    registry.add(new, &process::TASKS, &[], slot.tasks);
+    registry.add(old, &probes::TASKS, &[], slot.tasks.wrapping_neg());
+    registry.add(new, &probes::TASKS, &[], slot.tasks);
     slot.binding = Binding::Bound(new);
     for reason in &answer.refusals {
         *refusals.entry(reason).or_default() += 1;

@@ -1,90 +1,90 @@
-//! In: rows of counts and who is billed; out: registry totals, or sums of rows. Knows no slots and no identities.
+//! In: cells of rows and who is billed; out: registry totals, and sums by quantity. Knows no slots and no identities.
 
-use kernmeter_abi::{SlotRow, SyscallRow};
+use kernmeter_abi::histogram::BUCKETS;
 
-use crate::catalog::{cgroup, names, process, scheduler, syscalls};
+use crate::catalog::{Cells, Column, Label, PROBES, Quantity, RowKind, names};
+use crate::drain::Subject;
 use crate::registry::{Registry, TargetId};
 
-/// Label value for calls or errors without a row of their own.
-const NO_ROW: &str = "_overflow";
+/// Most labels a family has of its own.
+const MOST_LABELS: usize = 4;
 
-pub(super) fn add_slot(registry: &mut Registry, target: TargetId, row: &SlotRow) {
-    let none = ["none", "none"];
-    let no_row = [NO_ROW, NO_ROW];
-    for (family, labels, value) in [
-        (&scheduler::CPU, &[][..], row.cpu_ns),
-        (&scheduler::SWITCHES, &["voluntary"], row.voluntary),
-        (&scheduler::SWITCHES, &["involuntary"], row.involuntary),
-        (&scheduler::MIGRATIONS, &[], row.migrations),
-        (&scheduler::BLOCKED, &none, row.blocked_other_ns),
-        (&scheduler::BLOCKED, &no_row, row.overflow_blocked_ns),
-        (&process::FORKED, &[], row.forked),
-        (&process::THREADS, &[], row.threads),
-        (&process::EXEC, &[], row.exec),
-        (&process::EXITED, &[], row.exited),
-        (&process::TASKS, &[], row.tasks),
-        (&cgroup::MOVES, &[], row.moved_in),
-        (&syscalls::CALLS, &no_row, row.overflow_calls),
-        (&syscalls::DENIED, &no_row, row.overflow_denied),
-        (&syscalls::ERRORS, &[NO_ROW, NO_ROW, NO_ROW], row.overflow_errors),
-        (&syscalls::UNMEASURED, &[], row.overflow_done),
-    ] {
-        registry.add(target, family, labels, value);
-    }
-    let buckets = row.wait_buckets.map(u64::from);
-    registry.observe(target, &scheduler::WAIT, &[], &buckets, row.wait_ns);
+/// The columns of rows of one kind.
+pub(super) fn columns(kind: RowKind) -> impl Iterator<Item = &'static Column> {
+    PROBES.iter().flat_map(|probe| probe.columns).filter(move |column| column.row == kind)
 }
 
-pub(super) fn add_syscall(registry: &mut Registry, target: TargetId, syscall: u32, row: &SyscallRow) {
-    let (name, abi) = names::syscall(syscall);
-    let labels = [&*name, abi];
-    registry.add(target, &syscalls::CALLS, &labels, row.calls);
-    registry.add(target, &syscalls::DENIED, &labels, row.denied);
-    registry.add(target, &syscalls::ERRORS, &[&name, abi, NO_ROW], row.other_errors);
-    registry.add(target, &scheduler::BLOCKED, &labels, row.blocked_ns);
-    registry.observe(target, &syscalls::DURATION, &labels, &row.buckets.map(u64::from), row.sum_ns);
-}
-
-pub(super) fn add_errno(registry: &mut Registry, target: TargetId, syscall: u32, errno: u32, count: u64) {
-    let (name, abi) = names::syscall(syscall);
-    registry.add(target, &syscalls::ERRORS, &[&name, abi, &names::errno(errno)], count);
-}
-
-pub(super) fn add_slot_rows(sum: &mut SlotRow, row: &SlotRow) {
-    for (sum, value) in [
-        (&mut sum.cpu_ns, row.cpu_ns),
-        (&mut sum.wait_ns, row.wait_ns),
-        (&mut sum.voluntary, row.voluntary),
-        (&mut sum.involuntary, row.involuntary),
-        (&mut sum.migrations, row.migrations),
-        (&mut sum.forked, row.forked),
-        (&mut sum.threads, row.threads),
-        (&mut sum.exec, row.exec),
-        (&mut sum.exited, row.exited),
-        (&mut sum.tasks, row.tasks),
-        (&mut sum.moved_in, row.moved_in),
-        (&mut sum.blocked_other_ns, row.blocked_other_ns),
-        (&mut sum.overflow_calls, row.overflow_calls),
-        (&mut sum.overflow_errors, row.overflow_errors),
-        (&mut sum.overflow_done, row.overflow_done),
-        (&mut sum.overflow_blocked_ns, row.overflow_blocked_ns),
-        (&mut sum.overflow_denied, row.overflow_denied),
-    ] {
-        *sum = sum.wrapping_add(value);
-    }
-    for (sum, value) in sum.wait_buckets.iter_mut().zip(row.wait_buckets) {
-        *sum = sum.wrapping_add(value);
+/// Bills the cells of a row to a target.
+pub(super) fn bill(registry: &mut Registry, target: TargetId, subject: Subject, cells: &[u64]) {
+    let (syscall, errno) = match subject {
+        Subject::Slot => (None, None),
+        Subject::Syscall(syscall) => (Some(syscall), None),
+        Subject::Errno(syscall, errno) => (Some(syscall), Some(errno)),
+    };
+    let (name, abi) = syscall.map(names::syscall).unwrap_or_default();
+    let errno = errno.map(names::errno).unwrap_or_default();
+    for column in columns(subject.kind()) {
+        let mut values = [""; MOST_LABELS];
+        for (value, label) in values.iter_mut().zip(column.labels) {
+            *value = match label {
+                Label::Fixed(text) => text,
+                Label::Syscall => &name,
+                Label::Abi => abi,
+                Label::Errno => &errno,
+            };
+        }
+        let values = &values[..column.labels.len()];
+        match column.cells {
+            Cells::Number(cell) => registry.add(target, column.family, values, cells[cell]),
+            Cells::Histogram { sum, buckets } => {
+                registry.observe(target, column.family, values, buckets_at(cells, buckets), cells[sum]);
+            }
+        }
     }
 }
 
-pub(super) fn add_syscall_rows(sum: &mut SyscallRow, row: &SyscallRow) {
-    sum.calls += row.calls;
-    sum.errors += row.errors;
-    sum.other_errors += row.other_errors;
-    sum.sum_ns += row.sum_ns;
-    sum.blocked_ns += row.blocked_ns;
-    sum.denied += row.denied;
-    for (sum, value) in sum.buckets.iter_mut().zip(row.buckets) {
-        *sum = sum.wrapping_add(value);
+/// The buckets that begin at a cell.
+fn buckets_at(cells: &[u64], first: usize) -> &[u64; BUCKETS] {
+    cells[first..].first_chunk().expect("a histogram's cells lie inside its row")
+}
+
+/// Adds the cells of one row to those of another of the same kind. Gauges are wrapping differences.
+pub(super) fn add_cells(sum: &mut [u64], cells: &[u64]) {
+    for (sum, cell) in sum.iter_mut().zip(cells) {
+        *sum = sum.wrapping_add(*cell);
     }
+}
+
+/// What the cells of a row add to a quantity.
+pub(super) fn part_of(quantity: &Quantity, kind: RowKind, cells: &[u64]) -> u64 {
+    let of = |column: &Column| {
+        let is = |used: Option<&Quantity>| used.is_some_and(|used| used == quantity);
+        let number = match column.cells {
+            Cells::Number(cell) | Cells::Histogram { sum: cell, .. } => cells[cell],
+        };
+        let events = match column.cells {
+            Cells::Histogram { buckets, .. } => buckets_at(cells, buckets).iter().sum(),
+            Cells::Number(_) => 0,
+        };
+        let number = if is(column.quantity) { number } else { 0 };
+        let events = if is(column.events) { events } else { 0 };
+        number.wrapping_add(events)
+    };
+    columns(kind).map(of).fold(0, u64::wrapping_add)
+}
+
+/// The sum over tenants of a quantity.
+pub(super) fn billed(quantity: &Quantity, registry: &Registry) -> u64 {
+    let mut sum = 0u64;
+    for family in PROBES.iter().flat_map(|probe| probe.families) {
+        let columns = || PROBES.iter().flat_map(|probe| probe.columns).filter(|c| c.family == *family);
+        // All columns of a family are of one quantity: the catalogue's tests see to it.
+        if columns().any(|column| column.quantity.is_some_and(|used| used == quantity)) {
+            sum = sum.wrapping_add(registry.sum(family));
+        }
+        if columns().any(|column| column.events.is_some_and(|used| used == quantity)) {
+            sum = sum.wrapping_add(registry.count(family));
+        }
+    }
+    sum
 }

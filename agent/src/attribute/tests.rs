@@ -2,12 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 
-use kernmeter_abi::SlotRow;
+use kernmeter_abi::{ErrnoRow, SlotRow, SyscallRow};
 
 use super::*;
+use crate::catalog;
 use crate::catalog::family::Detail;
-use crate::catalog::{self};
-use crate::drain::{Birth, EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW, ErrnoDelta, SlotDelta, SyscallDelta};
+use crate::drain::{Birth, Subject};
 use crate::registry::Limits;
 
 /// Tenant = first component, or `_host` for the root.
@@ -73,22 +73,23 @@ fn born(slot: u32, parent_slot: u32, name: &str) -> Birth {
     Birth { slot, cgroup_id: 100 + u64::from(slot), parent_slot, name: name.into() }
 }
 
+/// Sets the cell of a field of a row.
+macro_rules! set {
+    ($batch:expr, $slot:expr, $subject:expr, $row:ident.$field:ident = $value:expr) => {
+        $batch.rows.push($slot, $subject)[$subject.kind().cell_of(offset_of!($row, $field))] = $value
+    };
+}
+
 fn counts(slot: u32, calls: u64) -> Batch {
-    let row = SyscallRow { calls, ..EMPTY_SYSCALL_ROW };
-    Batch {
-        syscalls: vec![SyscallDelta { slot, syscall: 39, row }],
-        errors: vec![ErrnoDelta { slot, syscall: 39, errno: 2, count: 1 }],
-        slots: vec![SlotDelta { slot, row: SlotRow { cpu_ns: 10 * calls, ..EMPTY_SLOT_ROW } }],
-        ..Batch::default()
-    }
+    let mut batch = Batch::default();
+    set!(batch, slot, Subject::Syscall(39), SyscallRow.calls = calls);
+    set!(batch, slot, Subject::Errno(39, 2), ErrnoRow.errors = 1);
+    set!(batch, slot, Subject::Slot, SlotRow.cpu_ns = 10 * calls);
+    batch
 }
 
 fn calls(registry: &Registry) -> Vec<(String, u64)> {
-    let mut found = Vec::new();
-    registry.visit(&syscalls::CALLS, |labels, value, _| {
-        found.push((String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(), value));
-    });
-    found
+    registry.series(&probes::CALLS).map(|series| (series.tenant.to_owned(), series.number)).collect()
 }
 
 #[test]
@@ -100,8 +101,8 @@ fn counts_go_to_the_tenant_of_the_path() {
         attribution.apply(&counts(slot, 5), &mut registry, &ByTop(""));
     }
     assert_eq!(calls(&registry), [("a".into(), 10), ("_host".into(), 5), ("_overflow".into(), 5)]);
-    assert_eq!(registry.sum(&scheduler::CPU), 200);
-    assert_eq!(registry.sum(&syscalls::ERRORS), 4);
+    assert_eq!(registry.sum(&probes::CPU), 200);
+    assert_eq!(registry.sum(&probes::ERRORS), 4);
 }
 
 #[test]
@@ -161,11 +162,7 @@ fn balances_tell_how_far_off() {
 }
 
 fn tasks(registry: &Registry) -> Vec<(String, u64)> {
-    let mut found = Vec::new();
-    registry.visit(&process::TASKS, |labels, value, _| {
-        found.push((String::from_utf8_lossy(labels).split('"').nth(1).unwrap_or_default().to_owned(), value));
-    });
-    found
+    registry.series(&probes::TASKS).map(|series| (series.tenant.to_owned(), series.number)).collect()
 }
 
 #[test]
@@ -201,7 +198,7 @@ fn waiting_in_vain_ends_and_what_follows_is_billed_right() {
     let births = Batch { births: vec![born(2, 0, "c1")], ..Batch::default() };
     attribution.apply(&births, &mut registry, &pods);
     let mut first = counts(2, 5);
-    first.slots[0].row.tasks = 3;
+    set!(first, 2, Subject::Slot, SlotRow.tasks = 3);
     attribution.apply(&first, &mut registry, &pods);
     attribution.resolve(100, &mut registry, &pods);
     assert_eq!(calls(&registry), [(UNKNOWN.into(), 5)]);
@@ -240,4 +237,24 @@ fn those_that_are_gone_wait_within_bounds() {
     assert_eq!(calls(&registry), [(UNKNOWN.into(), 5), ("shop".into(), 3)]);
     registry.expire(11);
     assert_eq!(attribution.balance(&Batch::default(), &registry)[0].attributed, 8);
+}
+
+#[test]
+fn what_waits_is_counted_in_64_bits() {
+    let (mut registry, mut attribution) = setup();
+    let pods = Learnt::default();
+    let births = Batch { births: vec![born(2, 0, "c")], ..Batch::default() };
+    attribution.apply(&births, &mut registry, &pods);
+    // Fault 34: more events in one bucket than 32 bits hold, as a slot may count while it waits for its pod.
+    let many = u64::from(u32::MAX);
+    for _ in 0..3 {
+        let mut batch = Batch::default();
+        let first = RowKind::Slot.cell_of(offset_of!(SlotRow, wait_buckets));
+        let cells = batch.rows.push(2, Subject::Slot);
+        (cells[first], cells[RowKind::Slot.cell_of(offset_of!(SlotRow, wait_ns))]) = (many, many);
+        attribution.apply(&batch, &mut registry, &pods);
+    }
+    pods.tell("c", "shop", Certainty::Settled);
+    attribution.resolve(1, &mut registry, &pods);
+    assert_eq!(registry.count(&probes::WAIT), 3 * many);
 }

@@ -2,18 +2,15 @@
 
 use std::collections::HashMap;
 
-use kernmeter_abi::{SlotRow, SyscallRow};
-
-use super::rows::{add_errno, add_slot, add_slot_rows, add_syscall, add_syscall_rows};
-use crate::drain::{EMPTY_SLOT_ROW, EMPTY_SYSCALL_ROW};
+use super::rows::{add_cells, bill, part_of};
+use crate::catalog::{Quantity, RowKind};
+use crate::drain::Subject;
 use crate::registry::{Registry, TargetId};
 
 /// Counts that wait for an identity.
 #[derive(Default)]
 pub(super) struct Waiting {
-    slot: Option<Box<SlotRow>>,
-    syscalls: HashMap<u32, SyscallRow>,
-    errors: HashMap<(u32, u32), u64>,
+    rows: HashMap<Subject, Box<[u64]>>,
     /// When the slot was met, nanoseconds of the batch clock.
     pub since_ns: u64,
 }
@@ -24,50 +21,39 @@ impl Waiting {
         Waiting { since_ns, ..Waiting::default() }
     }
 
-    pub fn add_slot(&mut self, row: &SlotRow) {
-        add_slot_rows(self.slot.get_or_insert_with(|| Box::new(EMPTY_SLOT_ROW)), row);
-    }
-
-    pub fn add_syscall(&mut self, syscall: u32, row: &SyscallRow) {
-        add_syscall_rows(self.syscalls.entry(syscall).or_insert(EMPTY_SYSCALL_ROW), row);
-    }
-
-    pub fn add_errno(&mut self, syscall: u32, errno: u32, count: u64) {
-        *self.errors.entry((syscall, errno)).or_default() += count;
+    /// Adds the cells of a row.
+    pub fn add(&mut self, subject: Subject, cells: &[u64]) {
+        match self.rows.get_mut(&subject) {
+            Some(sum) => add_cells(sum, cells),
+            None => drop(self.rows.insert(subject, cells.into())),
+        }
     }
 
     /// Bills everything to the target.
     pub fn bill(&self, registry: &mut Registry, target: TargetId) {
-        if let Some(row) = &self.slot {
-            add_slot(registry, target, row);
-        }
-        for (syscall, row) in &self.syscalls {
-            add_syscall(registry, target, *syscall, row);
-        }
-        for ((syscall, errno), count) in &self.errors {
-            add_errno(registry, target, *syscall, *errno, *count);
+        for (subject, cells) in &self.rows {
+            bill(registry, target, *subject, cells);
         }
     }
 }
 
-/// What waits in many slots, added up.
-pub(super) struct Sum {
-    pub slot: SlotRow,
-    pub syscall: SyscallRow,
-    /// Errors with an errno of their own.
-    pub errors: u64,
-}
+/// What waits in many slots, added up by kind of row.
+pub(super) struct Sum([(RowKind, Box<[u64]>); 3]);
 
 impl Sum {
     pub fn of<'a>(all: impl Iterator<Item = &'a Waiting>) -> Sum {
-        let mut sum = Sum { slot: EMPTY_SLOT_ROW, syscall: EMPTY_SYSCALL_ROW, errors: 0 };
-        for waiting in all {
-            if let Some(row) = &waiting.slot {
-                add_slot_rows(&mut sum.slot, row);
+        let mut sums = RowKind::ALL.map(|kind| (kind, vec![0; kind.cells()].into_boxed_slice()));
+        for (subject, cells) in all.flat_map(|waiting| &waiting.rows) {
+            if let Some((_, sum)) = sums.iter_mut().find(|(kind, _)| *kind == subject.kind()) {
+                add_cells(sum, cells);
             }
-            waiting.syscalls.values().for_each(|row| add_syscall_rows(&mut sum.syscall, row));
-            sum.errors += waiting.errors.values().sum::<u64>();
         }
-        sum
+        Sum(sums)
+    }
+
+    /// How much of a quantity waits.
+    pub fn part_of(&self, quantity: &Quantity) -> u64 {
+        let parts = self.0.iter().map(|(kind, cells)| part_of(quantity, *kind, cells));
+        parts.fold(0, u64::wrapping_add)
     }
 }

@@ -61,3 +61,30 @@ pub const LE: [i32; 13] = [-20, -18, -16, -14, -12, -10, -8, -6, -4, -2, 0, 2, 4
 /// Values a histogram series takes in [`Snapshot::values`](crate::registry::Snapshot): one non-cumulative count per `le`, one for
 /// `+Inf`, and the sum.
 pub const HISTOGRAM_VALUES: usize = LE.len() + 2;
+
+impl Family {
+    /// A counter of events without labels of its own.
+    pub const fn counter(name: &'static str, help: &'static str) -> Family {
+        Family { name, help, unit: None, kind: Kind::Counter, scale: Scale::One, labels: &[] }
+    }
+
+    /// A gauge without labels of its own.
+    pub const fn gauge(name: &'static str, help: &'static str) -> Family {
+        Family { kind: Kind::Gauge, ..Family::counter(name, help) }
+    }
+
+    /// A counter of time.
+    pub const fn seconds(name: &'static str, help: &'static str) -> Family {
+        Family { unit: Some("seconds"), scale: Scale::NanosToSeconds, ..Family::counter(name, help) }
+    }
+
+    /// A histogram of durations.
+    pub const fn durations(name: &'static str, help: &'static str) -> Family {
+        Family { kind: Kind::Histogram, ..Family::seconds(name, help) }
+    }
+
+    /// The same with labels of its own.
+    pub const fn by(self, labels: &'static [&'static str]) -> Family {
+        Family { labels, ..self }
+    }
+}

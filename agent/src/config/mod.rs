@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use access::{Access, Credentials};
 
-use crate::adapt;
+use crate::adapt::IntervalPolicy;
 use crate::catalog::family::Detail;
 use crate::identity::path::printable;
 use crate::identity::rules::RuleSet;
@@ -37,7 +37,7 @@ pub struct Config {
     /// The kernel side.
     pub kernel: Kernel,
     /// How often the kernel is read.
-    pub drain: adapt::Settings,
+    pub drain: IntervalPolicy,
     /// How finely workloads are told apart.
     pub detail: DetailLevels,
     /// Limits on what is exported.
@@ -156,6 +156,8 @@ pub struct Kernel {
     pub read: ReadMode,
     /// Probes without which the agent does not start.
     pub required_probes: Vec<String>,
+    /// Probes that are off by default and run here.
+    pub additional_probes: Vec<String>,
 }
 
 /// `detail`.
@@ -302,8 +304,9 @@ impl Default for Config {
                 attach: AttachMode::Auto,
                 read: ReadMode::Auto,
                 required_probes: Vec::new(),
+                additional_probes: Vec::new(),
             },
-            drain: adapt::Settings::default(),
+            drain: IntervalPolicy::default(),
             detail: DetailLevels { default: Detail::Namespace, families: BTreeMap::new() },
             limits: Limits { series_per_tenant: 5000, tenants: 1000, retention: Duration::from_mins(10) },
             tenants: RuleSet::default(),

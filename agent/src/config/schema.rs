@@ -53,6 +53,7 @@ section!(RawKernel {
     attach: Scalar,
     read: Scalar,
     required_probes: Vec<Scalar>,
+    additional_probes: Vec<Scalar>,
 });
 section!(RawDrain {
     intervals: RawIntervals,
@@ -188,18 +189,23 @@ fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), 
     set(&mut kernel.attach, raw.attach, "kernel.attach", attach)?;
     let read = one_of(&[("auto", ReadMode::Auto), ("batch", ReadMode::Batch)]);
     set(&mut kernel.read, raw.read, "kernel.read", read)?;
-    for probe in raw.required_probes.unwrap_or_default() {
+    kernel.required_probes = probes("kernel.required_probes", raw.required_probes, known)?;
+    kernel.additional_probes = probes("kernel.additional_probes", raw.additional_probes, known)?;
+    Ok(())
+}
+
+/// The probes a list names, each once.
+fn probes(key: &str, names: Option<Vec<Scalar>>, known: &Known<'_>) -> Result<Vec<String>, Problem> {
+    let mut probes = Vec::new();
+    for probe in names.unwrap_or_default() {
         if !known.probes.contains(&probe.value.as_str()) {
-            return Err(at(
-                probe.referenced,
-                unknown("kernel.required_probes", "probe", &probe.value, known.probes),
-            ));
+            return Err(at(probe.referenced, unknown(key, "probe", &probe.value, known.probes)));
         }
-        if !kernel.required_probes.contains(&probe.value) {
-            kernel.required_probes.push(probe.value);
+        if !probes.contains(&probe.value) {
+            probes.push(probe.value);
         }
     }
-    Ok(())
+    Ok(probes)
 }
 
 fn unknown(key: &str, what: &str, name: &str, known: &[&str]) -> String {

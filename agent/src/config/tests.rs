@@ -7,8 +7,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::identity::rules::{AllowSpec, MatchSpec, Outcome, RuleSpec, Rules};
 
-const KNOWN: Known<'static> =
-    Known { families: &["kernmeter_syscalls", "kernmeter_cpu_seconds"], probes: &["syscalls", "scheduler"] };
+const KNOWN: Known<'static> = Known {
+    families: &["kernmeter_syscalls", "kernmeter_cpu_seconds", "kernmeter_runqueue_wait_seconds"],
+    probes: &["syscalls", "scheduler"],
+};
 
 /// Every key of the schema.
 const KEYS: &[&str] = &[
@@ -29,6 +31,7 @@ const KEYS: &[&str] = &[
     "kernel.attach",
     "kernel.read",
     "kernel.required_probes",
+    "kernel.additional_probes",
     "drain.intervals.relaxed",
     "drain.intervals.normal",
     "drain.intervals.stressed",
@@ -193,13 +196,13 @@ fn values_arrive() {
     let config = good(
         "web: {listen_address: ':9', telemetry_path: /m, max_connections: 1}
 log: {level: trace, format: json}
-kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, attach: raw, read: batch, required_probes: [scheduler, scheduler]}
+kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, attach: raw, read: batch, required_probes: [scheduler, scheduler], additional_probes: [syscalls]}
 drain:
   intervals: {relaxed: 100ms, normal: 1s, stressed: 5m}
   cpu: {low: 10, high: 90.5}
   memory_available: {low: 5, high: 50}
-  pressure: {cpu: off, memory: 3}
-  hysteresis: 2
+  pressure: {cpu: 41, memory: 4%}
+  hysteresis: 3
   dwell: 0s
 detail: {default: pod, families: {kernmeter_syscalls: container}}
 limits: {series_per_tenant: 10, tenants: 1, retention: 1h}
@@ -240,9 +243,10 @@ kubernetes:
             attach: AttachMode::Raw,
             read: ReadMode::Batch,
             required_probes: vec!["scheduler".into()],
+            additional_probes: vec!["syscalls".into()],
         }
     );
-    let expected = adapt::Settings {
+    let expected = IntervalPolicy {
         relaxed: Duration::from_millis(100),
         normal: Duration::from_secs(1),
         stressed: Duration::from_mins(5),
@@ -250,9 +254,9 @@ kubernetes:
         cpu_low: 10.0,
         memory_low: 5.0,
         memory_high: 50.0,
-        pressure_cpu: None,
-        pressure_memory: Some(3.0),
-        hysteresis: 2.0,
+        pressure_cpu: Some(41.0),
+        pressure_memory: Some(4.0),
+        hysteresis: 3.0,
         dwell: Duration::ZERO,
     };
     assert_eq!(config.drain, expected);
@@ -371,17 +375,14 @@ fn mistakes_in_values() {
         ),
         (
             "drain:\n  cpu:\n    low: 80",
-            "3:10: drain.cpu: low must be below high by at least drain.hysteresis (5)",
+            "3:10: drain.cpu: low must be below high by at least drain.hysteresis (2)",
         ),
         ("drain: {cpu: {low: 75, high: 75}, hysteresis: 0}", "1:47: drain.cpu: low must be below high"),
-        (
-            "drain: {hysteresis: 46, pressure: {cpu: off, memory: off}}",
-            "1:21: drain.cpu: low must be below high",
-        ),
-        ("drain: {memory_available: {high: 22}}", "1:34: drain.memory_available: low must be below high"),
+        ("drain: {hysteresis: 46}", "1:21: drain.cpu: low must be below high"),
+        ("drain: {memory_available: {high: 21}}", "1:34: drain.memory_available: low must be below high"),
         ("drain: {cpu: {high: 101}}", "1:21: drain.cpu.high: `101` is out of range: use 0 to 100"),
         ("drain: {cpu: {high: .nan}}", "1:21: drain.cpu.high: `.nan` is no percentage"),
-        ("drain: {pressure: {memory: 5}}", "1:28: drain.pressure.memory: must be above drain.hysteresis (5)"),
+        ("drain: {pressure: {memory: 2}}", "1:28: drain.pressure.memory: must be above drain.hysteresis (2)"),
         (
             "drain: {pressure: {cpu: no}}",
             "1:25: drain.pressure.cpu: `no` is no percentage: use 1 to 100, or `off`",

@@ -227,36 +227,14 @@ pub(crate) fn did_you_mean(word: &str, candidates: &[&str]) -> String {
     closest(word, candidates).map(|found| format!(", did you mean `{found}`?")).unwrap_or_default()
 }
 
-/// The candidate nearest to a word, within two edits and a third of its length.
+/// The candidate nearest to a word, within two edits (swaps of neighbours count as one) and a third of its length.
 fn closest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     if word.len() > 64 {
         return None;
     }
-    let near = candidates.iter().map(|candidate| (edits(word, candidate), *candidate)).min()?;
+    let near =
+        candidates.iter().map(|candidate| (strsim::osa_distance(word, candidate), *candidate)).min()?;
     (near.0 <= 2 && near.0 * 3 <= near.1.chars().count().max(3)).then_some(near.1)
-}
-
-/// Insertions, deletions, replacements and swaps of neighbours that turn one word into the other.
-fn edits(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    for (j, cell) in rows[0].iter_mut().enumerate() {
-        *cell = j;
-    }
-    for i in 1..=a.len() {
-        for j in 1..=b.len() {
-            let replace = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = replace.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = best;
-        }
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]

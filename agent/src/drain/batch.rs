@@ -1,7 +1,8 @@
 //! What one pass over the kernel's rows found: differences since the pass before. Knows no maps and no tenants.
 
-use kernmeter_abi::histogram::BUCKETS;
-use kernmeter_abi::{LOSSES, SlotRow, SyscallRow, TOTALS};
+use kernmeter_abi::{LOSSES, TOTALS};
+
+use crate::catalog::RowKind;
 
 /// A slot that got an owner since the last pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,37 +17,69 @@ pub struct Birth {
     pub name: Vec<u8>,
 }
 
-/// What a slot counted.
-#[derive(Clone, Debug)]
-pub struct SlotDelta {
-    /// The slot.
-    pub slot: u32,
-    /// Differences of every field.
-    pub row: SlotRow,
+/// What a row of a slot is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// The slot itself.
+    Slot,
+    /// A system call, by its key: see [`kernmeter_abi::syscall_key`].
+    Syscall(u32),
+    /// An error of a system call: the call's key and the error number, positive.
+    Errno(u32, u32),
 }
 
-/// What a (slot, syscall) row counted.
-#[derive(Clone, Debug)]
-pub struct SyscallDelta {
-    /// The slot.
-    pub slot: u32,
-    /// The syscall key, see [`kernmeter_abi::syscall_key`].
-    pub syscall: u32,
-    /// Differences of every field.
-    pub row: SyscallRow,
+impl Subject {
+    /// The kind of row.
+    pub const fn kind(self) -> RowKind {
+        match self {
+            Self::Slot => RowKind::Slot,
+            Self::Syscall(_) => RowKind::Syscall,
+            Self::Errno(..) => RowKind::Errno,
+        }
+    }
 }
 
-/// What a (slot, syscall, errno) row counted.
+/// A row that counted something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ErrnoDelta {
-    /// The slot.
+pub struct Delta<'a> {
+    /// The slot it belongs to.
     pub slot: u32,
-    /// The syscall key.
-    pub syscall: u32,
-    /// The error number, positive.
-    pub errno: u32,
-    /// Errors.
-    pub count: u64,
+    /// What it is about.
+    pub subject: Subject,
+    /// The difference of each of its cells.
+    pub cells: &'a [u64],
+}
+
+/// Rows that counted something, their cells one after the other.
+#[derive(Debug, Default)]
+pub struct Deltas {
+    rows: Vec<(u32, Subject)>,
+    cells: Vec<u64>,
+}
+
+impl Deltas {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.cells.clear();
+    }
+
+    /// Adds a row whose cells are all 0, and returns these to be filled.
+    pub fn push(&mut self, slot: u32, subject: Subject) -> &mut [u64] {
+        let at = self.cells.len();
+        self.cells.resize(at + subject.kind().cells(), 0);
+        self.rows.push((slot, subject));
+        &mut self.cells[at..]
+    }
+
+    /// The rows, in the order they were added.
+    pub fn iter(&self) -> impl Iterator<Item = Delta<'_>> {
+        let mut rest = &*self.cells;
+        self.rows.iter().map(move |(slot, subject)| {
+            let (cells, behind) = rest.split_at(subject.kind().cells());
+            rest = behind;
+            Delta { slot: *slot, subject: *subject, cells }
+        })
+    }
 }
 
 /// The result of one pass. Reused from pass to pass.
@@ -60,12 +93,8 @@ pub struct Batch {
     pub deaths: Vec<u32>,
     /// Slots given back: this batch holds their last counts.
     pub freed: Vec<u32>,
-    /// Slots that counted something.
-    pub slots: Vec<SlotDelta>,
-    /// Syscall rows that counted something.
-    pub syscalls: Vec<SyscallDelta>,
-    /// Errno rows that counted something.
-    pub errors: Vec<ErrnoDelta>,
+    /// Rows that counted something.
+    pub rows: Deltas,
     /// The independent totals before the rows were read, summed over CPUs, since the agent started.
     pub totals_before: [u64; TOTALS],
     /// The same after the rows were read.
@@ -75,45 +104,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Empties it; totals and losses stay until they are read again.
     pub(super) fn clear(&mut self) {
         self.births.clear();
         self.deaths.clear();
         self.freed.clear();
-        self.slots.clear();
-        self.syscalls.clear();
-        self.errors.clear();
+        self.rows.clear();
     }
 }
-
-/// A syscall row with nothing in it.
-pub const EMPTY_SYSCALL_ROW: SyscallRow = SyscallRow {
-    calls: 0,
-    errors: 0,
-    other_errors: 0,
-    sum_ns: 0,
-    blocked_ns: 0,
-    denied: 0,
-    buckets: [0; BUCKETS],
-};
-
-/// A slot row with nothing in it.
-pub const EMPTY_SLOT_ROW: SlotRow = SlotRow {
-    cpu_ns: 0,
-    wait_ns: 0,
-    voluntary: 0,
-    involuntary: 0,
-    migrations: 0,
-    forked: 0,
-    threads: 0,
-    exec: 0,
-    exited: 0,
-    tasks: 0,
-    moved_in: 0,
-    blocked_other_ns: 0,
-    overflow_calls: 0,
-    overflow_errors: 0,
-    overflow_done: 0,
-    overflow_blocked_ns: 0,
-    overflow_denied: 0,
-    wait_buckets: [0; BUCKETS],
-};

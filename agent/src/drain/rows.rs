@@ -1,210 +1,200 @@
-//! In: rows as they are; out: differences to the last look, summed over shards. Remembers what was read, recycles nothing.
+//! In: rows of one kind as they are; out: differences to the last look, summed over shards. Remembers what was read; gives
+//! nothing back to the programs.
 
-use std::mem::offset_of;
+use std::io;
 
 use kernmeter_abi::histogram::BUCKETS;
-use kernmeter_abi::{SlotRow, SyscallRow};
 
-use super::batch::{Batch, ErrnoDelta, SlotDelta, SyscallDelta};
+use super::batch::{Deltas, Subject};
+use crate::catalog::RowKind;
 use crate::kernel::region::Region;
-use crate::kernel::size::Plan;
 
-/// Words before the buckets of a slot row.
-pub(super) const SLOT_WORDS: usize = 17;
-/// Words before the buckets of a syscall row.
-const SYSCALL_WORDS: usize = 6;
-const _: () = assert!(offset_of!(SyscallRow, buckets) == SYSCALL_WORDS * 8);
-
-struct SyscallShadow {
-    row: u32,
-    key: u32,
-    words: [u64; SYSCALL_WORDS],
-    buckets: [u32; BUCKETS],
+/// What was read of a row last time.
+struct Seen {
+    slot: u32,
+    subject: Subject,
+    /// Sums over shards of each counter.
+    counters: Box<[u64]>,
+    /// Counts of every bucket by shard. They wrap at 2^32, so differences can be added up but counts cannot. A shard that has
+    /// counted nothing has none.
+    buckets: Box<[Option<Box<[u32]>>]>,
 }
 
-struct SlotShadow {
-    words: [u64; SLOT_WORDS],
-    buckets: [u32; BUCKETS],
+/// The rows of one kind, `[shard][row]`, and what was read of those in use.
+pub(super) struct Rows {
+    region: Region,
+    /// Rows per shard.
+    rows: u32,
+    shards: u32,
+    /// Byte offsets of the counters.
+    counters: Vec<usize>,
+    /// Byte offsets of the histograms' buckets.
+    histograms: Vec<usize>,
+    /// For each cell, in order: the place in `counters`, or in `histograms`.
+    fields: Vec<Place>,
+    seen: Vec<Option<Box<Seen>>>,
+    /// Rows in use, in the order they were met.
+    used: Vec<u32>,
+    /// The counters of the row that is being read.
+    now: Vec<u64>,
 }
 
-struct ErrnoShadow {
-    row: u32,
-    key: u64,
-    count: u64,
+#[derive(Clone, Copy)]
+enum Place {
+    Counter(usize),
+    Histogram(usize),
 }
 
-/// Rows of a slot with their keys: syscall rows, errno rows.
-pub(super) type Forgotten = (Vec<(u32, u32)>, Vec<(u32, u64)>);
-
-/// What was read last time.
-pub(super) struct Shadow {
-    slots: Vec<Option<Box<SlotShadow>>>,
-    known_syscalls: Vec<bool>,
-    known_errors: Vec<bool>,
-    syscalls: Vec<SyscallShadow>,
-    errors: Vec<ErrnoShadow>,
-}
-
-/// Sums the first words of a row over its shards.
-fn words<const N: usize>(region: &Region, index: u32, stride: u32, shards: u32) -> [u64; N] {
-    let mut total = [0u64; N];
-    for shard in 0..shards {
-        for (i, word) in total.iter_mut().enumerate() {
-            *word = word.wrapping_add(region.load(shard * stride + index, 8 * i));
+impl Rows {
+    /// Rows that nobody uses yet.
+    pub(super) fn new(kind: RowKind, region: Region, rows: u32, shards: u32) -> Rows {
+        let (mut counters, mut histograms, mut fields) = (Vec::new(), Vec::new(), Vec::new());
+        for field in kind.fields() {
+            if field.size == 8 {
+                fields.push(Place::Counter(counters.len()));
+                counters.push(field.offset);
+            } else {
+                fields.push(Place::Histogram(histograms.len()));
+                histograms.push(field.offset);
+            }
         }
-    }
-    total
-}
-
-/// Sums the buckets behind `words` words of a row over its shards, modulo 2^32.
-fn buckets(region: &Region, index: u32, stride: u32, shards: u32, words: usize) -> [u32; BUCKETS] {
-    let mut total = [0u32; BUCKETS];
-    for shard in 0..shards {
-        for (i, bucket) in total.iter_mut().enumerate() {
-            *bucket = bucket.wrapping_add(region.load_u32(shard * stride + index, 8 * words + 4 * i));
-        }
-    }
-    total
-}
-
-fn difference<const N: usize>(now: &[u32; N], before: &[u32; N]) -> [u32; N] {
-    std::array::from_fn(|i| now[i].wrapping_sub(before[i]))
-}
-
-fn word_difference<const N: usize>(now: &[u64; N], before: &[u64; N]) -> [u64; N] {
-    std::array::from_fn(|i| now[i].wrapping_sub(before[i]))
-}
-
-impl Shadow {
-    pub(super) fn new(plan: &Plan) -> Shadow {
-        Shadow {
-            slots: (0..plan.slots).map(|_| None).collect(),
-            known_syscalls: vec![false; plan.syscall_rows as usize],
-            known_errors: vec![false; plan.errno_rows as usize],
-            syscalls: Vec::new(),
-            errors: Vec::new(),
+        Rows {
+            region,
+            rows,
+            shards,
+            now: vec![0; counters.len()],
+            counters,
+            histograms,
+            fields,
+            seen: (0..rows).map(|_| None).collect(),
+            used: Vec::new(),
         }
     }
 
-    pub(super) fn meet_syscall(&mut self, row: u32, key: u32) {
-        if !std::mem::replace(&mut self.known_syscalls[row as usize], true) {
-            self.syscalls.push(SyscallShadow { row, key, words: [0; SYSCALL_WORDS], buckets: [0; BUCKETS] });
-        }
+    /// Brings a copied region up to date.
+    pub(super) fn refresh(&mut self) -> io::Result<()> {
+        self.region.refresh()
     }
 
-    pub(super) fn meet_errno(&mut self, row: u32, key: u64) {
-        if !std::mem::replace(&mut self.known_errors[row as usize], true) {
-            self.errors.push(ErrnoShadow { row, key, count: 0 });
-        }
+    /// Whether the kernel's memory is read directly.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.region.is_mapped()
     }
 
-    /// Rows in use: syscall rows, errno rows.
-    pub(super) fn len(&self) -> (u32, u32) {
-        (self.syscalls.len() as u32, self.errors.len() as u32)
+    /// Rows in use.
+    pub(super) fn len(&self) -> u32 {
+        self.used.len() as u32
     }
 
-    /// Live tasks bound to a slot, as of the last look.
-    pub(super) fn tasks(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].as_ref().map_or(0, |shadow| shadow.words[offset_of!(SlotRow, tasks) / 8])
-    }
-
-    pub(super) fn slot(&mut self, slot: u32, plan: &Plan, region: &Region, batch: &mut Batch) {
-        let now: [u64; SLOT_WORDS] = words(region, slot, plan.slots, plan.shards);
-        let shadow = self.slots[slot as usize]
-            .get_or_insert_with(|| Box::new(SlotShadow { words: [0; SLOT_WORDS], buckets: [0; BUCKETS] }));
-        if now == shadow.words {
+    /// Reads this row from now on, if it is not read yet.
+    pub(super) fn meet(&mut self, row: u32, slot: u32, subject: Subject) {
+        if self.seen[row as usize].is_some() {
             return;
         }
-        let now_buckets = buckets(region, slot, plan.slots, plan.shards, SLOT_WORDS);
-        let d = word_difference(&now, &shadow.words);
-        let row = SlotRow {
-            cpu_ns: d[0],
-            wait_ns: d[1],
-            voluntary: d[2],
-            involuntary: d[3],
-            migrations: d[4],
-            forked: d[5],
-            threads: d[6],
-            exec: d[7],
-            exited: d[8],
-            tasks: d[9],
-            moved_in: d[10],
-            blocked_other_ns: d[11],
-            overflow_calls: d[12],
-            overflow_errors: d[13],
-            overflow_done: d[14],
-            overflow_blocked_ns: d[15],
-            overflow_denied: d[16],
-            wait_buckets: difference(&now_buckets, &shadow.buckets),
-        };
-        shadow.words = now;
-        shadow.buckets = now_buckets;
-        batch.slots.push(SlotDelta { slot, row });
+        let shards = if self.histograms.is_empty() { 0 } else { self.shards };
+        self.seen[row as usize] = Some(Box::new(Seen {
+            slot,
+            subject,
+            counters: vec![0; self.counters.len()].into(),
+            buckets: (0..shards).map(|_| None).collect(),
+        }));
+        self.used.push(row);
     }
 
-    pub(super) fn syscalls(&mut self, plan: &Plan, region: &Region, batch: &mut Batch) {
-        for shadow in &mut self.syscalls {
-            let now: [u64; SYSCALL_WORDS] = words(region, shadow.row, plan.syscall_rows, plan.shards);
-            if now == shadow.words {
+    /// The last sum of the counter at a byte offset of a row; 0 if the row is not in use.
+    pub(super) fn last(&self, row: u32, offset: usize) -> u64 {
+        let place = self.counters.iter().position(|counter| *counter == offset);
+        let seen = self.seen[row as usize].as_ref();
+        seen.zip(place).map_or(0, |(seen, place)| seen.counters[place])
+    }
+
+    /// Writes what every row in use counted since the last look into `deltas`.
+    pub(super) fn read(&mut self, deltas: &mut Deltas) {
+        for row in &self.used {
+            let Some(seen) = &mut self.seen[*row as usize] else { continue };
+            for (now, offset) in self.now.iter_mut().zip(&self.counters) {
+                *now = (0..self.shards).fold(0u64, |sum, shard| {
+                    sum.wrapping_add(self.region.load(shard * self.rows + row, *offset))
+                });
+            }
+            // No event reaches a histogram's buckets without reaching a counter.
+            if *self.now == *seen.counters {
                 continue;
             }
-            let now_buckets = buckets(region, shadow.row, plan.syscall_rows, plan.shards, SYSCALL_WORDS);
-            let d = word_difference(&now, &shadow.words);
-            let row = SyscallRow {
-                calls: d[0],
-                errors: d[1],
-                other_errors: d[2],
-                sum_ns: d[3],
-                blocked_ns: d[4],
-                denied: d[5],
-                buckets: difference(&now_buckets, &shadow.buckets),
-            };
-            shadow.words = now;
-            shadow.buckets = now_buckets;
-            batch.syscalls.push(SyscallDelta { slot: shadow.key >> 16, syscall: shadow.key & 0xffff, row });
+            let mut rest = deltas.push(seen.slot, seen.subject);
+            for field in &self.fields {
+                match *field {
+                    Place::Counter(place) => {
+                        rest[0] = self.now[place].wrapping_sub(seen.counters[place]);
+                        rest = &mut rest[1..];
+                    }
+                    Place::Histogram(place) => {
+                        let (cells, behind) = rest.split_at_mut(BUCKETS);
+                        for (shard, last) in seen.buckets.iter_mut().enumerate() {
+                            let index = shard as u32 * self.rows + row;
+                            read_buckets(
+                                &self.region,
+                                index,
+                                self.histograms[place],
+                                place,
+                                self.histograms.len(),
+                                last,
+                                cells,
+                            );
+                        }
+                        rest = behind;
+                    }
+                }
+            }
+            seen.counters.copy_from_slice(&self.now);
         }
     }
 
-    pub(super) fn errors(&mut self, plan: &Plan, region: &Region, batch: &mut Batch) {
-        for shadow in &mut self.errors {
-            let [now] = words(region, shadow.row, plan.errno_rows, plan.shards);
-            if now != shadow.count {
-                batch.errors.push(ErrnoDelta {
-                    slot: (shadow.key >> 32) as u32,
-                    syscall: (shadow.key >> 16) as u32 & 0xffff,
-                    errno: shadow.key as u32 & 0xffff,
-                    count: now.wrapping_sub(shadow.count),
-                });
-                shadow.count = now;
+    /// Forgets all rows of a slot and returns them.
+    pub(super) fn forget(&mut self, slot: u32) -> Vec<(u32, Subject)> {
+        let mut forgotten = Vec::new();
+        self.used.retain(|row| {
+            let entry = &mut self.seen[*row as usize];
+            match entry {
+                Some(seen) if seen.slot == slot => {
+                    forgotten.push((*row, seen.subject));
+                    *entry = None;
+                    false
+                }
+                _ => true,
             }
-        }
+        });
+        forgotten
     }
 
-    /// Forgets all rows of a slot and returns them with their keys: syscall rows, errno rows.
-    pub(super) fn forget(&mut self, slot: u32) -> Forgotten {
-        let mut syscalls = Vec::new();
-        self.syscalls.retain(|shadow| {
-            let goes = shadow.key >> 16 == slot;
-            if goes {
-                syscalls.push((shadow.row, shadow.key));
-            }
-            !goes
-        });
-        let mut errors = Vec::new();
-        self.errors.retain(|shadow| {
-            let goes = shadow.key >> 32 == u64::from(slot);
-            if goes {
-                errors.push((shadow.row, shadow.key));
-            }
-            !goes
-        });
-        for (row, _) in &syscalls {
-            self.known_syscalls[*row as usize] = false;
+    /// Sets a row to zero on every shard. Only for rows that no program can find.
+    ///
+    /// # Errors
+    /// The kernel refused access to the map.
+    pub(super) fn clear(&mut self, row: u32) -> io::Result<()> {
+        (0..self.shards).try_for_each(|shard| self.region.clear(shard * self.rows + row))
+    }
+}
+
+/// Adds to `cells` what the buckets at `offset` of one shard's row counted since `last`, which becomes what they are now.
+/// `place` is the histogram's number among the `histograms` of the row.
+fn read_buckets(
+    region: &Region,
+    index: u32,
+    offset: usize,
+    place: usize,
+    histograms: usize,
+    last: &mut Option<Box<[u32]>>,
+    cells: &mut [u64],
+) {
+    for (i, cell) in cells.iter_mut().enumerate() {
+        let now = region.load_u32(index, offset + 4 * i);
+        let before = last.as_ref().map_or(0, |last| last[place * BUCKETS + i]);
+        if now == before {
+            continue;
         }
-        for (row, _) in &errors {
-            self.known_errors[*row as usize] = false;
-        }
-        self.slots[slot as usize] = None;
-        (syscalls, errors)
+        *cell += u64::from(now.wrapping_sub(before));
+        let last = last.get_or_insert_with(|| vec![0; histograms * BUCKETS].into());
+        last[place * BUCKETS + i] = now;
     }
 }

@@ -1,4 +1,4 @@
-//! In: hand-made snapshots; out: verdicts on whole bodies, allocations and time per sample. Knows no registry logic.
+//! In: hand-made snapshots; out: verdicts on whole bodies, and allocations. Knows no registry logic.
 
 use std::fmt::Write;
 use std::io::Read;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::escape::escape_label_value;
 use super::{Format, encode_snapshot, encode_tenant, finish, gzip};
 use crate::allocations;
+use crate::escape::escape_label_value;
 use crate::registry::{Family, FamilyLayout, HISTOGRAM_VALUES, Kind, Layout, Scale, SeriesLayout, Snapshot};
 
 static CALLS: Family = Family {
@@ -254,42 +254,5 @@ fn write_bodies() {
     let dir = std::env::var("KERNMETER_WRITE_BODIES").expect("set KERNMETER_WRITE_BODIES to a directory");
     for format in Format::ALL {
         std::fs::write(format!("{dir}/workloads-{}", format.name()), body(&example(), format)).unwrap();
-    }
-}
-
-/// `cargo test --release -p kernmeter --lib -- --ignored --nocapture nanoseconds_per_sample`
-#[test]
-#[ignore = "a measurement, not a check: run it in release mode"]
-fn nanoseconds_per_sample() {
-    let whole = large(10_000);
-    let only = |kind: Kind| {
-        let families = whole.layout.families.iter().filter(|f| f.family.kind == kind);
-        let families = families
-            .map(|f| family(f.family, f.series.iter().map(|s| (s.labels.clone(), s.first)).collect()))
-            .collect();
-        Snapshot { layout: layout(families), values: whole.values.clone(), ..Snapshot::default() }
-    };
-    for (name, snapshot, samples) in
-        [("counter", only(Kind::Counter), 10_000), ("histogram", only(Kind::Histogram), 625 * 16)]
-    {
-        let mut out = BytesMut::new();
-        let mut rounds: Vec<f64> = (0..200)
-            .map(|_| {
-                out.clear();
-                let start = std::time::Instant::now();
-                encode_snapshot(&snapshot, Format::OpenMetrics100, &mut out);
-                start.elapsed().as_nanos() as f64 / f64::from(samples)
-            })
-            .collect();
-        rounds.sort_by(f64::total_cmp);
-        let start = std::time::Instant::now();
-        let packed = gzip(&out).unwrap();
-        let gzip_ns = start.elapsed().as_nanos() as f64 / f64::from(samples);
-        println!(
-            "{name}: median {:.1} ns/sample over {samples} samples, {} bytes; gzip {gzip_ns:.0} ns/sample, {} bytes",
-            rounds[rounds.len() / 2],
-            out.len(),
-            packed.len()
-        );
     }
 }

@@ -1,169 +1,171 @@
-//! In: a snapshot; out: its families in `OpenMetrics` or text 0.0.4. Integer formatting only; allocates nothing per sample.
+//! In: a family's metadata, labels and values; out: its lines in `OpenMetrics` or text 0.0.4. The one place that writes
+//! metrics; knows neither where values come from nor a family by name. Allocates nothing.
 
 use bytes::{BufMut, BytesMut};
 
 use super::Format;
-use super::escape::escape_help;
-use crate::registry::{Family, HISTOGRAM_VALUES, Kind, LE, Scale, SeriesLayout, Snapshot};
+use crate::catalog::family::{Family, Kind};
+use crate::escape::escape_help;
 
-/// The `le` label of each bucket, comma and quotes included, up to where the value goes. The bounds are the shortest
-/// decimals that read back as the power of two, written as `OpenMetrics` and Prometheus 3 write floats (`1.0`, not
-/// `1`); Prometheus 2 keeps the text as it is, so one text makes one series in every format and version.
-const LE_LABELS: [&[u8]; LE.len() + 1] = [
-    b",le=\"9.5367431640625e-07\"} ",
-    b",le=\"3.814697265625e-06\"} ",
-    b",le=\"1.52587890625e-05\"} ",
-    b",le=\"6.103515625e-05\"} ",
-    b",le=\"0.000244140625\"} ",
-    b",le=\"0.0009765625\"} ",
-    b",le=\"0.00390625\"} ",
-    b",le=\"0.015625\"} ",
-    b",le=\"0.0625\"} ",
-    b",le=\"0.25\"} ",
-    b",le=\"1.0\"} ",
-    b",le=\"4.0\"} ",
-    b",le=\"16.0\"} ",
-    b",le=\"+Inf\"} ",
-];
-
-/// Appends the snapshot's families to `out`, without the end marker of [`finish`]. A series whose values are not in the
-/// snapshot (a fault of the registry) is left out.
-///
-/// # Panics
-/// If a family's name, a literal of ours, is longer than a hundred bytes or so.
-pub fn encode_snapshot(snapshot: &Snapshot, format: Format, out: &mut BytesMut) {
-    encode(snapshot, format, |_| true, out);
+/// The kind of a family, as the `TYPE` line of `OpenMetrics` knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only grows; its sample's name ends with `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by upper bound.
+    Histogram,
+    /// Facts in labels, always 1; its sample's name ends with `_info`. A gauge in text 0.0.4.
+    Info,
 }
 
-/// As [`encode_snapshot`], of one tenant's series alone; `tenant` is its place in
-/// [`Layout::tenants`](crate::registry::Layout::tenants). Families in which it has none are left out whole.
-///
-/// # Panics
-/// As [`encode_snapshot`].
-pub fn encode_tenant(snapshot: &Snapshot, tenant: u32, format: Format, out: &mut BytesMut) {
-    encode(snapshot, format, |series| series.tenant == tenant, out);
-}
-
-/// The families' series that `shown` lets through. Each caller gets its own copy of the loops, so that showing all costs
-/// no test per sample.
-fn encode(snapshot: &Snapshot, format: Format, shown: impl Fn(&SeriesLayout) -> bool, out: &mut BytesMut) {
-    for layout in &snapshot.layout.families {
-        let mut series = layout.series.iter().filter(|series| shown(series)).peekable();
-        if series.peek().is_none() {
-            continue;
+impl MetricKind {
+    /// The name in the `TYPE` line of a format.
+    pub const fn as_str(self, format: Format) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Histogram => "histogram",
+            Self::Info if format.is_openmetrics() => "info",
+            Self::Info | Self::Gauge => "gauge",
         }
-        encode_header(layout.family, format, out);
-        match layout.family.kind {
-            Kind::Counter => encode_single(layout.family, series, &snapshot.values, "_total", out),
-            Kind::Gauge => encode_single(layout.family, series, &snapshot.values, "", out),
-            Kind::Histogram => encode_histograms(layout.family, series, &snapshot.values, out),
+    }
+
+    /// What follows the family's name in the name of its only sample.
+    pub const fn sample_suffix(self) -> &'static str {
+        match self {
+            Self::Counter => "_total",
+            Self::Info => "_info",
+            Self::Gauge | Self::Histogram => "",
         }
     }
 }
 
-/// Appends what ends a body: `# EOF` in `OpenMetrics`, nothing in text 0.0.4.
-pub fn finish(format: Format, out: &mut BytesMut) {
-    if format.is_openmetrics() {
-        out.put_slice(b"# EOF\n");
+impl From<Kind> for MetricKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Counter => Self::Counter,
+            Kind::Gauge => Self::Gauge,
+            Kind::Histogram => Self::Histogram,
+        }
     }
 }
 
-/// HELP, TYPE and, in `OpenMetrics`, UNIT. Text 0.0.4 knows counters by their sample name.
-fn encode_header(family: &Family, format: Format, out: &mut BytesMut) {
-    let kind = match family.kind {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-        Kind::Histogram => "histogram",
-    };
-    let suffix = if family.kind == Kind::Counter && !format.is_openmetrics() { "_total" } else { "" };
-    for part in ["# HELP ", family.name, suffix, " "] {
-        out.put_slice(part.as_bytes());
+/// What stands above a family's samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metadata<'a> {
+    /// Name without the suffix of its sample; ends with the unit, if there is one.
+    pub name: &'a str,
+    /// One sentence; may hold any character.
+    pub help: &'a str,
+    /// `OpenMetrics` unit.
+    pub unit: Option<&'a str>,
+    /// Counter, gauge, histogram or info.
+    pub kind: MetricKind,
+}
+
+impl<'a> From<&'a Family> for Metadata<'a> {
+    fn from(family: &'a Family) -> Self {
+        Self { name: family.name, help: family.help, unit: family.unit, kind: family.kind.into() }
     }
-    escape_help(out, family.help, format.is_openmetrics());
-    for part in ["\n# TYPE ", family.name, suffix, " ", kind, "\n"] {
-        out.put_slice(part.as_bytes());
+}
+
+impl Metadata<'_> {
+    /// The name of the family's sample; of a histogram, what its samples' names begin with.
+    pub fn sample_name(&self) -> String {
+        format!("{}{}", self.name, self.kind.sample_suffix())
     }
-    if let (true, Some(unit)) = (format.is_openmetrics(), family.unit) {
-        for part in ["# UNIT ", family.name, " ", unit, "\n"] {
+
+    /// Appends HELP, TYPE and, in `OpenMetrics`, UNIT. Text 0.0.4 knows counters and infos by their sample's name.
+    pub(crate) fn put(&self, format: Format, out: &mut BytesMut) {
+        let suffix = if format.is_openmetrics() { "" } else { self.kind.sample_suffix() };
+        for part in ["# HELP ", self.name, suffix, " "] {
             out.put_slice(part.as_bytes());
         }
-    }
-}
-
-/// Counters and gauges: one sample per series.
-fn encode_single<'a>(
-    family: &Family,
-    shown: impl Iterator<Item = &'a SeriesLayout>,
-    values: &[u64],
-    suffix: &str,
-    out: &mut BytesMut,
-) {
-    let prefix = Prefix::new(family.name, suffix);
-    for series in shown {
-        let Some(&value) = values.get(series.first as usize) else {
-            debug_assert!(false, "series of `{}` without a value", family.name);
-            continue;
-        };
-        out.reserve(prefix.length + series.labels.len() + MAX_VALUE);
-        sample_name(&prefix, &series.labels, out);
-        put_scaled(value, family.scale, out);
-    }
-}
-
-/// Histograms: cumulative buckets, count, sum.
-fn encode_histograms<'a>(
-    family: &Family,
-    shown: impl Iterator<Item = &'a SeriesLayout>,
-    values: &[u64],
-    out: &mut BytesMut,
-) {
-    let [bucket, count, sum] = ["_bucket", "_count", "_sum"].map(|s| Prefix::new(family.name, s));
-    for series in shown {
-        let first = series.first as usize;
-        let Some(values) = values.get(first..first + HISTOGRAM_VALUES) else {
-            debug_assert!(false, "series of `{}` without values", family.name);
-            continue;
-        };
-        let (counts, sums) = values.split_at(LE_LABELS.len());
-        out.reserve((bucket.length + series.labels.len() + MAX_LE + MAX_VALUE) * (LE_LABELS.len() + 2));
-        let mut cumulative = 0_u64;
-        for (count, le) in counts.iter().zip(LE_LABELS) {
-            // Totals wrap after centuries; a wrapped count reads as a counter reset, which a panic would not.
-            cumulative = cumulative.wrapping_add(*count);
-            out.put_slice(bucket.with_brace());
-            out.put_slice(&series.labels);
-            out.put_slice(if series.labels.is_empty() { &le[1..] } else { le });
-            put_integer(cumulative, out);
+        escape_help(out, self.help, format.is_openmetrics());
+        for part in ["\n# TYPE ", self.name, suffix, " ", self.kind.as_str(format), "\n"] {
+            out.put_slice(part.as_bytes());
         }
-        sample_name(&count, &series.labels, out);
-        put_integer(cumulative, out);
-        sample_name(&sum, &series.labels, out);
-        put_scaled(sums[0], family.scale, out);
+        if let (true, Some(unit)) = (format.is_openmetrics(), self.unit) {
+            for part in ["# UNIT ", self.name, " ", unit, "\n"] {
+                out.put_slice(part.as_bytes());
+            }
+        }
     }
 }
 
-/// Room for braces, space, the longest value (21 bytes) and the line feed.
+/// A sample's value, kept as it was given so that large counts stay exact.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Number {
+    /// An integer.
+    Integer(u64),
+    /// Nanoseconds, written as seconds with nine decimals at most, exactly.
+    Nanoseconds(u64),
+    /// Anything else; finite.
+    Float(f64),
+}
+
+impl From<u64> for Number {
+    fn from(value: u64) -> Self {
+        Self::Integer(value)
+    }
+}
+
+impl From<f64> for Number {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
+impl Number {
+    /// Appends the value and ends the line.
+    fn put(self, out: &mut BytesMut) {
+        match self {
+            Self::Integer(value) => put_integer(value, out),
+            Self::Nanoseconds(value) => put_seconds(value, out),
+            // With a point even where it is whole, as `OpenMetrics` writes floats.
+            Self::Float(value) => out.put_slice(dtoa::Buffer::new().format(value).as_bytes()),
+        }
+        out.put_slice(b"\n");
+    }
+}
+
+/// Room for braces, space, the longest value (24 bytes) and the line feed.
 const MAX_VALUE: usize = 32;
-/// Room for the longest of [`LE_LABELS`].
-const MAX_LE: usize = 32;
-/// Longest sample name that fits a [`Prefix`]; Prometheus' own tools get unhandy long before.
+/// Longest sample name; Prometheus' own tools get unhandy long before.
 const MAX_NAME: usize = 119;
 
-/// A sample's name with the opening brace, put together once per family: one copy per sample instead of three.
-struct Prefix {
+/// The name of a sample with the opening brace, put together once per family: one copy per sample instead of three.
+pub(crate) struct SampleName {
     bytes: [u8; MAX_NAME + 1],
     /// Of the name, without the brace.
     length: usize,
 }
 
-impl Prefix {
-    fn new(name: &str, suffix: &str) -> Self {
+impl SampleName {
+    /// # Panics
+    /// If the name, a literal of ours, is longer than [`MAX_NAME`] bytes with its suffix.
+    pub(crate) fn new(name: &str, suffix: &str) -> Self {
         let length = name.len() + suffix.len();
         assert!(length <= MAX_NAME, "family name `{name}` is longer than {MAX_NAME} bytes with its suffix");
         let mut bytes = [b'{'; MAX_NAME + 1];
         bytes[..name.len()].copy_from_slice(name.as_bytes());
         bytes[name.len()..length].copy_from_slice(suffix.as_bytes());
         Self { bytes, length }
+    }
+
+    /// Appends a sample. `labels` are escaped `name="value",...` without braces, or empty.
+    pub(crate) fn put(&self, labels: &[u8], value: Number, out: &mut BytesMut) {
+        out.reserve(self.length + labels.len() + MAX_VALUE);
+        if labels.is_empty() {
+            out.put_slice(self.name());
+            out.put_slice(b" ");
+        } else {
+            out.put_slice(self.with_brace());
+            out.put_slice(labels);
+            out.put_slice(b"} ");
+        }
+        value.put(out);
     }
 
     fn with_brace(&self) -> &[u8] {
@@ -175,65 +177,96 @@ impl Prefix {
     }
 }
 
-fn sample_name(prefix: &Prefix, labels: &[u8], out: &mut BytesMut) {
-    if labels.is_empty() {
-        out.put_slice(prefix.name());
-        out.put_slice(b" ");
-    } else {
-        out.put_slice(prefix.with_brace());
-        out.put_slice(labels);
-        out.put_slice(b"} ");
+/// The names of a histogram's samples.
+pub(crate) struct HistogramNames {
+    bucket: SampleName,
+    count: SampleName,
+    sum: SampleName,
+}
+
+impl HistogramNames {
+    /// # Panics
+    /// As [`SampleName::new`].
+    pub(crate) fn new(name: &str) -> Self {
+        let [bucket, count, sum] = ["_bucket", "_count", "_sum"].map(|suffix| SampleName::new(name, suffix));
+        Self { bucket, count, sum }
+    }
+
+    /// Appends cumulative buckets, count and sum. `bounds` are the `le` labels as [`le_label`] makes them, the last one of
+    /// `+Inf`, and `counts` the events of each bucket alone.
+    pub(crate) fn put(
+        &self,
+        labels: &[u8],
+        bounds: &[impl AsRef<[u8]>],
+        counts: &[u64],
+        sum: Number,
+        out: &mut BytesMut,
+    ) {
+        debug_assert_eq!(bounds.len(), counts.len());
+        let mut cumulative = 0_u64;
+        for (count, bound) in counts.iter().zip(bounds) {
+            // Totals wrap after centuries; a wrapped count reads as a counter reset, which a panic would not.
+            cumulative = cumulative.wrapping_add(*count);
+            let bound = bound.as_ref();
+            out.reserve(self.bucket.length + labels.len() + bound.len() + MAX_VALUE);
+            out.put_slice(self.bucket.with_brace());
+            out.put_slice(labels);
+            out.put_slice(if labels.is_empty() { &bound[1..] } else { bound });
+            put_integer(cumulative, out);
+            out.put_slice(b"\n");
+        }
+        self.count.put(labels, Number::Integer(cumulative), out);
+        self.sum.put(labels, sum, out);
+    }
+}
+
+/// The `le` label of an upper bound, comma, quotes and all that follows up to the value. Bounds are the shortest decimals that
+/// read back, written as `OpenMetrics` and Prometheus 3 write floats (`1.0`, not `1`); Prometheus 2 keeps the text as it is,
+/// so one text makes one series in every format and version.
+pub(crate) fn le_label(bound: f64) -> Box<[u8]> {
+    let mut buffer = dtoa::Buffer::new();
+    let bound = if bound == f64::INFINITY { "+Inf" } else { buffer.format(bound) };
+    [b",le=\"", bound.as_bytes(), b"\"} "].concat().into()
+}
+
+/// Appends what ends a body: `# EOF` in `OpenMetrics`, nothing in text 0.0.4.
+pub fn finish(format: Format, out: &mut BytesMut) {
+    if format.is_openmetrics() {
+        out.put_slice(b"# EOF\n");
     }
 }
 
 fn put_integer(value: u64, out: &mut BytesMut) {
     out.put_slice(itoa::Buffer::new().format(value).as_bytes());
-    out.put_slice(b"\n");
 }
 
-fn put_scaled(value: u64, scale: Scale, out: &mut BytesMut) {
+fn put_seconds(nanoseconds: u64, out: &mut BytesMut) {
     const NANOS: u64 = 1_000_000_000;
-    match scale {
-        Scale::One => put_integer(value, out),
-        Scale::NanosToSeconds => {
-            out.put_slice(itoa::Buffer::new().format(value / NANOS).as_bytes());
-            let mut rest = value % NANOS;
-            if rest != 0 {
-                let mut decimals = *b".000000000";
-                let mut length = 1;
-                for (at, digit) in decimals.iter_mut().enumerate().skip(1).rev() {
-                    *digit = b'0' + (rest % 10) as u8;
-                    if *digit != b'0' && length == 1 {
-                        length = at + 1;
-                    }
-                    rest /= 10;
-                }
-                out.put_slice(&decimals[..length]);
-            }
-            out.put_slice(b"\n");
-        }
+    put_integer(nanoseconds / NANOS, out);
+    let mut rest = nanoseconds % NANOS;
+    if rest == 0 {
+        return;
     }
+    let mut decimals = *b".000000000";
+    let mut length = 1;
+    for (at, digit) in decimals.iter_mut().enumerate().skip(1).rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        if *digit != b'0' && length == 1 {
+            length = at + 1;
+        }
+        rest /= 10;
+    }
+    out.put_slice(&decimals[..length]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn bounds_are_shortest_decimals_of_the_powers_of_two() {
-        let text = |label: &[u8]| {
-            let text = std::str::from_utf8(label).unwrap();
-            text.strip_prefix(",le=\"").unwrap().strip_suffix("\"} ").unwrap().to_owned()
-        };
-        for (exponent, label) in LE.iter().zip(LE_LABELS) {
-            let bound = text(label);
-            let value: f64 = bound.parse().unwrap();
-            assert_eq!(value.to_bits(), 2_f64.powi(*exponent).to_bits(), "{bound}");
-            // `{:?}` writes the shortest digits that read back, but another exponent: compare the digits.
-            let digits = |s: &str| s.split('e').next().unwrap().replace('.', "").trim_matches('0').to_owned();
-            assert_eq!(digits(&bound), digits(&format!("{value:?}")), "{bound}");
-        }
-        assert_eq!(text(LE_LABELS[LE.len()]), "+Inf");
+    fn written(value: Number) -> String {
+        let mut out = BytesMut::new();
+        value.put(&mut out);
+        String::from_utf8(out.to_vec()).unwrap()
     }
 
     #[test]
@@ -250,9 +283,20 @@ mod tests {
             (10_020_030_000, "10.02003"),
             (u64::MAX, "18446744073.709551615"),
         ] {
-            let mut out = BytesMut::new();
-            put_scaled(nanos, Scale::NanosToSeconds, &mut out);
-            assert_eq!(std::str::from_utf8(&out).unwrap(), format!("{expected}\n"));
+            assert_eq!(written(Number::Nanoseconds(nanos)), format!("{expected}\n"));
+        }
+    }
+
+    #[test]
+    fn numbers_are_as_they_were_given() {
+        for (value, expected) in [
+            (Number::Integer(u64::MAX), "18446744073709551615\n"),
+            (Number::Float(0.0), "0.0\n"),
+            (Number::Float(15.0), "15.0\n"),
+            (Number::Float(0.1), "0.1\n"),
+            (Number::Float(-2.5e-9), "-2.5e-9\n"),
+        ] {
+            assert_eq!(written(value), expected);
         }
     }
 }

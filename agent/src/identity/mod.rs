@@ -2,6 +2,8 @@
 //!
 //! [`path`], [`pods`], [`rules`], [`users`] and [`workload`] are pure; only [`tree`] reads the file system.
 
+pub mod answer;
+pub mod identifier;
 pub mod path;
 pub mod pods;
 pub mod rules;
@@ -9,6 +11,8 @@ pub mod tree;
 pub mod users;
 pub mod workload;
 
+pub use answer::{Certainty, Identify, Identity};
+pub use identifier::{Identifier, PodKnowledge};
 pub use path::{CgroupFacts, Kind, Qos, Runtime};
 pub use pods::{PodCache, PodFacts};
 pub use rules::{Rules, Verdict};

@@ -157,41 +157,51 @@ fn read_number(path: &std::path::Path) -> io::Result<u64> {
     fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
 
-/// First descriptor that a service manager passes (`sd_listen_fds(3)`).
-const FIRST_PASSED: i32 = 3;
-
-/// What stands in the file that the service manager passed under this name.
+/// What stands in the file that the service manager passed under this name (`sd_listen_fds_with_names(3)`).
 fn inherited(name: &str) -> Option<u64> {
-    let variable = |name| std::env::var(name).ok();
-    if variable("LISTEN_PID")?.parse() != Ok(std::process::id()) {
-        return None;
-    }
-    let passed: i32 = variable("LISTEN_FDS")?.parse().ok()?;
-    let place = position(&variable("LISTEN_FDNAMES")?, name)?;
-    if place >= passed {
-        return None;
-    }
+    let (fd, _) = sd_notify::listen_fds_with_names().ok()?.find(|(_, passed)| passed == name)?;
     let mut text = [0u8; 24];
+    // Every start of an agent under the same service manager reads from the beginning.
     // SAFETY: the buffer is as long as said; a descriptor that is not open is an error.
-    let read = unsafe { libc::pread(FIRST_PASSED + place, text.as_mut_ptr().cast(), text.len(), 0) };
+    let read = unsafe { libc::pread(fd, text.as_mut_ptr().cast(), text.len(), 0) };
     let text = text.get(..usize::try_from(read).ok()?)?;
     std::str::from_utf8(text).ok()?.trim().parse().ok()
-}
-
-/// Where a name stands in a list joined by colons.
-fn position(names: &str, name: &str) -> Option<i32> {
-    names.split(':').position(|other| other == name).and_then(|place| i32::try_from(place).ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Runs itself as a child of a shell, which passes descriptors as systemd does: only there does `LISTEN_PID` hold.
     #[test]
-    fn passed_descriptors_are_found_by_name() {
-        assert_eq!(position("sys_enter:sys_exit", "sys_exit"), Some(1));
-        assert_eq!(position("sys_enter:sys_exit", "sys"), None);
-        assert_eq!(position("", "sys_enter"), None);
+    fn a_descriptor_passed_under_the_name_gives_the_number() {
+        const CHILD: &str = "KERNMETER_TEST_IS_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            // Read from the beginning each time.
+            for _ in 0..2 {
+                assert_eq!(number("no_such_group", "sys_enter").unwrap(), 4321);
+            }
+            assert!(number("no_such_group", "sys_exit").is_err());
+            return;
+        }
+        let file = std::env::temp_dir().join(format!("kernmeter-event-{}", std::process::id()));
+        fs::write(&file, "4321\n").unwrap();
+        let child = std::process::Command::new("sh")
+            .args(["-c", "LISTEN_PID=$$ exec \"$0\" --exact \"$2\" 3</dev/null 4<\"$1\""])
+            .arg(std::env::current_exe().unwrap())
+            .arg(&file)
+            .arg(
+                concat!(module_path!(), "::a_descriptor_passed_under_the_name_gives_the_number")
+                    .split_once("::")
+                    .unwrap()
+                    .1,
+            )
+            .envs([(CHILD, "1"), ("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "other:sys_enter")])
+            .output();
+        fs::remove_file(&file).unwrap();
+        let output = child.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{output:?}");
     }
 
     #[test]

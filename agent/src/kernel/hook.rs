@@ -1,17 +1,17 @@
 //! In: a hook and what the kernel can do; out: the program that serves it, loaded, then attached, or why not. Knows no maps.
 
+use std::fmt;
+use std::os::fd::AsFd as _;
+
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf};
 
-use super::event::{self, EventLink};
+use super::event::{self, EventError, EventLink};
 use super::offsets::Constants;
-use super::{LoadError, chain};
-use crate::catalog::{EventTwin, Hook, Probe, cgroup};
+use super::rejection::Rejection;
+use crate::catalog::{EventVariant, Hook, Probe, Stage};
 use crate::config::AttachMode;
-
-/// Why a loaded program is not attached yet.
-const WAITING: &str = "not attached yet";
 
 /// A program in its place. It leaves when this is dropped.
 #[derive(Debug)]
@@ -22,24 +22,107 @@ pub enum Link {
     Event(EventLink),
 }
 
-/// Whether a hook is in place, and if not why.
+/// The embedded object lacks a program: a build mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MissingProgram(pub &'static str);
+
+/// Why a hook is not in place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HookError {
+    /// The configuration allows raw tracepoints only, and no program serves this hook there.
+    #[error("BTF tracepoints are switched off by `kernel.attach`")]
+    BtfSwitchedOff,
+    /// The kernel rejected the program.
+    #[error("the kernel rejected it: {0}{advice}", advice = advice(.0))]
+    Rejected(Rejection),
+    /// Nor did the raw tracepoint serve.
+    #[error("{btf}; and as a raw tracepoint: {raw}{advice}", advice = advice(.raw))]
+    RejectedTwice {
+        /// Why not on the BTF tracepoint.
+        btf: Box<HookError>,
+        /// Why not on the raw one.
+        raw: Rejection,
+    },
+    /// The kernel accepted the program but does not attach it.
+    #[error("the kernel does not attach it: {0}{advice}", advice = advice(.0))]
+    NotAttached(Rejection),
+    /// The trace event cannot be had.
+    #[error("{0}")]
+    Event(String),
+}
+
+/// What to do about a rejection.
+fn advice(rejection: &Rejection) -> &'static str {
+    if rejection.is_forbidden() { "; run as root or with CAP_BPF and CAP_PERFMON" } else { "" }
+}
+
+impl From<EventError> for HookError {
+    fn from(error: EventError) -> Self {
+        Self::Event(error.to_string())
+    }
+}
+
+/// What an attached program may miss: the kernel may preempt it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preemptible {
+    /// Why it does not run on a trace event; `None` if the configuration asks for raw tracepoints.
+    why: Option<HookError>,
+}
+
+impl fmt::Display for Preemptible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "this kernel preempts programs on the tracepoint and then skips them for other tasks of that cpu: such events \
+             are lost, and counted as `recursion`; ",
+        )?;
+        match &self.why {
+            Some(why) => write!(f, "{why}"),
+            None => f.write_str("`kernel.attach` asks for raw tracepoints"),
+        }
+    }
+}
+
+/// What became of a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HookState {
+    /// Its program is loaded and waits to be attached.
+    Loaded,
+    /// It is in place; it may miss events if the kernel preempts its program.
+    Attached(Option<Preemptible>),
+    /// It is not in place: what it counts is missing.
+    Failed(HookError),
+}
+
+/// A hook and what became of it.
 #[derive(Clone, Debug)]
 pub struct HookStatus {
     /// The probe it belongs to.
     pub probe: &'static Probe,
     /// The hook.
     pub hook: &'static Hook,
-    /// The program in use: the hook's, or a twin.
+    /// The program in use: the hook's, or a variant of it.
     pub program: &'static str,
-    /// Empty when attached.
-    pub reason: String,
-    /// What the attached program may miss, and why; empty if nothing.
-    pub caveat: String,
+    /// What became of it.
+    pub state: HookState,
+    /// Why the variant on a trace event does not serve, if it was tried.
+    no_event: Option<HookError>,
     /// Whether the kernel may preempt a program on this hook's tracepoint.
     preemptible: bool,
 }
 
-/// Loads the program of a hook, or a twin: the one on a trace event where the kernel would preempt the others (or
+impl HookStatus {
+    /// Why it is not in place.
+    pub fn failure(&self) -> Option<&HookError> {
+        if let HookState::Failed(error) = &self.state { Some(error) } else { None }
+    }
+
+    /// What it may miss although it is in place.
+    pub fn caveat(&self) -> Option<&Preemptible> {
+        if let HookState::Attached(caveat) = &self.state { caveat.as_ref() } else { None }
+    }
+}
+
+/// Loads the program of a hook, or a variant of it: the one on a trace event where the kernel would preempt the others (or
 /// [`AttachMode::Event`] asks for it), the raw one where the kernel refuses the BTF tracepoint (or [`AttachMode::Raw`] asks
 /// for it; cgroups have none).
 ///
@@ -52,150 +135,116 @@ pub fn load_hook(
     hook: &'static Hook,
     mode: AttachMode,
     constants: &Constants,
-) -> Result<HookStatus, LoadError> {
+) -> Result<HookStatus, MissingProgram> {
     let mut status = HookStatus {
         probe,
         hook,
         program: hook.program,
-        reason: WAITING.to_owned(),
-        caveat: String::new(),
-        preemptible: constants.preemptible && hook.event_twin.is_some(),
+        state: HookState::Loaded,
+        no_event: None,
+        preemptible: constants.preemptible && hook.event_variant.is_some(),
     };
-    if let Some(twin) = event_twin(hook, mode, constants) {
-        match load_event(ebpf, twin, hook) {
+    if let Some(variant) = event_variant(hook, mode, constants) {
+        match load_event(ebpf, variant, hook)? {
             Ok(()) => {
-                status.program = twin.program;
+                status.program = variant.program;
                 return Ok(status);
             }
-            Err(reason) => status.caveat = reason,
+            Err(error) => status.no_event = Some(error),
         }
     }
-    let twin_only = mode == AttachMode::Raw && probe.name != cgroup::PROBE.name;
-    let refused = if twin_only {
-        "BTF tracepoints are switched off by `kernel.attach`".to_owned()
+    let refused = if mode == AttachMode::Raw && probe.stage != Stage::Cgroups {
+        HookError::BtfSwitchedOff
     } else {
-        let program: &mut BtfTracePoint = ebpf
-            .program_mut(hook.program)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(LoadError::Missing(hook.program))?;
-        match program.load(hook.tracepoint, btf) {
+        match program::<BtfTracePoint>(ebpf, hook.program)?.load(hook.tracepoint, btf) {
             Ok(()) => return Ok(status),
-            Err(error) => explain(&error),
+            Err(error) => HookError::Rejected(error.into()),
         }
     };
-    let Some(twin) = hook.raw_twin else {
-        status.reason = refused;
+    let Some(raw) = hook.raw_variant else {
+        status.state = HookState::Failed(refused);
         return Ok(status);
     };
-    let program: &mut RawTracePoint =
-        ebpf.program_mut(twin).and_then(|program| program.try_into().ok()).ok_or(LoadError::Missing(twin))?;
-    status.program = twin;
-    if let Err(error) = program.load() {
-        status.reason = format!("{refused}; and as a raw tracepoint: {}", explain(&error));
+    status.program = raw;
+    if let Err(error) = program::<RawTracePoint>(ebpf, raw)?.load() {
+        let error = HookError::RejectedTwice { btf: Box::new(refused), raw: error.into() };
+        status.state = HookState::Failed(error);
     }
     Ok(status)
 }
 
-/// The hook's twin on a trace event, where it is wanted and the kernel's record has what it reads.
-fn event_twin(hook: &'static Hook, mode: AttachMode, constants: &Constants) -> Option<&'static EventTwin> {
+/// A program of the object, of the kind that its section says.
+pub(super) fn program<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, MissingProgram>
+where
+    &'a mut T: TryFrom<&'a mut Program>,
+{
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(MissingProgram(name))
+}
+
+/// The hook's variant on a trace event, where it is wanted and the kernel's record has what it reads.
+fn event_variant(
+    hook: &'static Hook,
+    mode: AttachMode,
+    constants: &Constants,
+) -> Option<&'static EventVariant> {
     let wanted = match mode {
         AttachMode::Auto => constants.preemptible,
         AttachMode::Raw => false,
         AttachMode::Event => true,
     };
-    hook.event_twin.as_ref().filter(|twin| wanted && constants.events.contains(&twin.program))
+    hook.event_variant.as_ref().filter(|variant| wanted && constants.events.contains(&variant.program))
 }
 
 /// Loads a program for a trace event, if the event can be had.
-fn load_event(ebpf: &mut Ebpf, twin: &EventTwin, hook: &Hook) -> Result<(), String> {
-    let program: &mut TracePoint = ebpf
-        .program_mut(twin.program)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| LoadError::Missing(twin.program).to_string())?;
-    program.load().map_err(|error| explain(&error))?;
+fn load_event(
+    ebpf: &mut Ebpf,
+    variant: &EventVariant,
+    hook: &Hook,
+) -> Result<Result<(), HookError>, MissingProgram> {
+    let program: &mut TracePoint = program(ebpf, variant.program)?;
     // Opening the event now tells whether it can be had while there is still another way.
-    event::open(twin.group, hook.tracepoint).map(drop).map_err(|error| error.to_string())
+    let loaded = program.load().map_err(|error| HookError::Rejected(error.into()));
+    Ok(loaded.and_then(|()| Ok(event::open(variant.group, hook.tracepoint).map(drop)?)))
 }
 
 impl HookStatus {
-    /// Attaches the loaded program. If that fails the status keeps the reason.
-    pub fn attach(&mut self, ebpf: &mut Ebpf) -> Option<Link> {
-        if self.reason != WAITING {
+    /// Attaches the loaded program. If that fails the status says why.
+    pub(super) fn attach(&mut self, ebpf: &mut Ebpf) -> Option<Link> {
+        if self.state != HookState::Loaded {
             return None;
         }
         let program = ebpf.program_mut(self.program)?;
         match attach(program, self.hook) {
             Ok(link) => {
-                self.reason.clear();
-                if self.preemptible && matches!(link, Link::Tracepoint(_)) {
-                    self.caveat = may_miss(&self.caveat);
-                } else {
-                    self.caveat.clear();
-                }
+                let may_miss = self.preemptible && matches!(link, Link::Tracepoint(_));
+                let why = self.no_event.take();
+                self.state = HookState::Attached(may_miss.then_some(Preemptible { why }));
                 Some(link)
             }
-            Err(reason) => {
-                self.reason = reason;
+            Err(error) => {
+                self.state = HookState::Failed(error);
                 None
             }
         }
     }
 }
 
-/// What a preemptible program misses, and why it has to be one.
-fn may_miss(why: &str) -> String {
-    let why = if why.is_empty() { "`kernel.attach` asks for raw tracepoints" } else { why };
-    format!(
-        "this kernel preempts programs on the tracepoint and then skips them for other tasks of that cpu: such events are \
-         lost, and counted as `recursion`; {why}"
-    )
-}
-
-fn attach(program: &mut Program, hook: &Hook) -> Result<Link, String> {
+fn attach(program: &mut Program, hook: &Hook) -> Result<Link, HookError> {
+    let refused = |error: ProgramError| HookError::NotAttached(error.into());
     match program {
         Program::BtfTracePoint(program) => {
             let link = program.attach().and_then(|id| program.take_link(id));
-            link.map(|link| Link::Tracepoint(link.into())).map_err(|error| explain(&error))
+            link.map(|link| Link::Tracepoint(link.into())).map_err(refused)
         }
         Program::RawTracePoint(program) => {
             let link = program.attach(hook.tracepoint).and_then(|id| program.take_link(id));
-            link.map(|link| Link::Tracepoint(link.into())).map_err(|error| explain(&error))
+            link.map(|link| Link::Tracepoint(link.into())).map_err(refused)
         }
         Program::TracePoint(program) => {
-            use std::os::fd::AsFd as _;
-            let group = hook.event_twin.as_ref().map_or("", |twin| twin.group);
-            let program = program.fd().map_err(|error| explain(&error))?;
-            event::open(group, hook.tracepoint)
-                .and_then(|event| event.attach(program.as_fd()))
-                .map(Link::Event)
-                .map_err(|error| error.to_string())
+            let group = hook.event_variant.as_ref().map_or("", |variant| variant.group);
+            let program = program.fd().map_err(refused)?;
+            Ok(Link::Event(event::open(group, hook.tracepoint)?.attach(program.as_fd())?))
         }
-        _ => Err(chain(&ProgramError::UnexpectedProgramType)),
+        _ => Err(refused(ProgramError::UnexpectedProgramType)),
     }
-}
-
-/// A program error in a line: for a rejected program, the verifier's last words.
-pub(super) fn explain(error: &ProgramError) -> String {
-    match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            let mut last: Vec<&str> =
-                log.lines().rev().filter(|line| !line.is_empty() && !is_statistics(line)).take(3).collect();
-            last.reverse();
-            let advice = match io_error.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) if last.is_empty() => {
-                    "; run as root or with CAP_BPF and CAP_PERFMON"
-                }
-                _ => "",
-            };
-            format!("the kernel rejected it: {io_error}{advice}; {}", last.join(" | "))
-        }
-        other => chain(other),
-    }
-}
-
-fn is_statistics(line: &str) -> bool {
-    ["processed ", "verification time", "stack depth", "max_states"]
-        .iter()
-        .any(|start| line.starts_with(start))
 }

@@ -9,15 +9,19 @@ use aya_log::EbpfLogger;
 
 pub mod event;
 pub mod hook;
+pub mod maps;
 pub mod offsets;
 pub mod region;
+pub mod rejection;
 pub mod size;
 
-pub use self::hook::HookStatus;
-use self::hook::{Link, explain, load_hook};
+pub use self::hook::{HookState, HookStatus};
+use self::hook::{Link, MissingProgram, load_hook, program};
+use self::maps::MapAccessError;
 use self::offsets::Constants;
+use self::rejection::{Rejection, chain};
 use self::size::Plan;
-use crate::catalog::{PROBES, Probe};
+use crate::catalog::Probe;
 use crate::config::AttachMode;
 use crate::host::online_cpus;
 
@@ -46,11 +50,32 @@ pub enum LoadError {
     )]
     NoBtf(String),
     /// The kernel refused a map or the object.
-    #[error("cannot create the kernel maps: {0}; {1}")]
-    Maps(String, &'static str),
+    #[error("cannot create the kernel maps: {0}; {advice}", advice = advice(.0))]
+    Refused(Rejection),
+    /// The kernel refused access to a map.
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
     /// The object lacks a map or program: a build mistake.
     #[error("the embedded eBPF object has no `{0}`; rebuild it with `cargo xtask build-ebpf`")]
     Missing(&'static str),
+}
+
+impl From<MissingProgram> for LoadError {
+    fn from(missing: MissingProgram) -> Self {
+        Self::Missing(missing.0)
+    }
+}
+
+/// What to do if the kernel refuses the maps.
+fn advice(rejection: &Rejection) -> &'static str {
+    if rejection.is_forbidden() {
+        "run as root or with CAP_BPF and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE or an unlimited RLIMIT_MEMLOCK) \
+         and with a seccomp profile that allows bpf(2), and see `kernmeter doctor`"
+    } else if rejection.is_out_of_memory() {
+        "lower `kernel.memory_budget`, or raise the memory limit of the agent's cgroup"
+    } else {
+        "see `kernmeter doctor`"
+    }
 }
 
 /// The programs and maps in the kernel. Dropping it removes them.
@@ -88,85 +113,28 @@ pub struct MapSize {
 }
 
 impl Kernel {
-    /// Creates the maps and loads every program that the kernel accepts. Attaches nothing. A hook whose program is refused
-    /// falls back to its raw twin.
+    /// Creates the maps and loads every program of these probes that the kernel accepts. Attaches nothing. A hook whose
+    /// program is refused falls back to a variant of it.
     ///
     /// # Errors
     /// Maps or the object as a whole were refused. A refused program is not an error: see [`Kernel::hooks`].
-    pub fn load(plan: Plan, constants: &Constants, mode: AttachMode) -> Result<Kernel, LoadError> {
-        let mut loader = EbpfLoader::new();
-        // The programs carry no relocations against kernel types: offsets come from `constants`. Letting go of the types here
-        // keeps only one copy of them, some 20 MiB, in memory at a time.
-        loader.btf(None).allow_unsupported_maps();
-        for (name, value) in &constants.values {
-            loader.override_global(name, value, true);
-        }
-        let shard_mask = plan.shards - 1;
-        let shared = u32::from(plan.shared);
-        loader
-            .override_global("N_SLOTS", &plan.slots, true)
-            .override_global("N_SYS_ROWS", &plan.syscall_rows, true)
-            .override_global("N_ERR_ROWS", &plan.errno_rows, true)
-            .override_global("SHARD_MASK", &shard_mask, true)
-            .override_global("SHARED", &shared, true)
-            .map_max_entries("CGROUPS", plan.cgroups())
-            .map_max_entries("SLOT_FREE", plan.slots)
-            .map_max_entries("SLOTS", plan.slots)
-            .map_max_entries("SLOT_ROWS", plan.slots * plan.shards)
-            .map_max_entries("SYS_INDEX", plan.syscall_rows)
-            .map_max_entries("SYS_FREE", plan.syscall_rows)
-            .map_max_entries("SYS_META", plan.syscall_rows)
-            .map_max_entries("SYS_ROWS", plan.syscall_rows * plan.shards)
-            .map_max_entries("ERR_INDEX", plan.errno_rows)
-            .map_max_entries("ERR_FREE", plan.errno_rows)
-            .map_max_entries("ERR_META", plan.errno_rows)
-            .map_max_entries("ERR_ROWS", plan.errno_rows * plan.shards);
-        if !constants.task_storage {
-            loader.map_max_entries("TASKS", plan.tasks);
-        }
-        let mut ebpf = loader.load(object(constants.task_storage)).map_err(|error| {
-            let text = chain(&error);
-            let advice = if text.contains("Operation not permitted") || text.contains("os error 1)") {
-                "run as root or with CAP_BPF and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE or an unlimited RLIMIT_MEMLOCK) and with a seccomp profile that allows bpf(2), and see `kernmeter doctor`"
-            } else if text.contains("Cannot allocate memory") {
-                "lower `kernel.memory_budget`, or raise the memory limit of the agent's cgroup"
-            } else {
-                "see `kernmeter doctor`"
-            };
-            LoadError::Maps(text, advice)
-        })?;
-
+    pub fn load(
+        plan: Plan,
+        constants: &Constants,
+        mode: AttachMode,
+        probes: &[&'static Probe],
+    ) -> Result<Kernel, LoadError> {
+        let mut ebpf = load_object(&plan, constants)?;
         let btf = Btf::from_sys_fs().map_err(|error| LoadError::NoBtf(error.to_string()))?;
         let mut hooks = Vec::new();
-        for probe in PROBES {
+        for probe in probes {
             for hook in probe.hooks {
                 hooks.push(load_hook(&mut ebpf, &btf, probe, hook, mode, constants)?);
             }
         }
-        let flush: &mut RawTracePoint =
-            ebpf.program_mut(FLUSH).and_then(|p| p.try_into().ok()).ok_or(LoadError::Missing(FLUSH))?;
-        let can_flush = match flush.load() {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(reason = explain(&error), "running tasks are counted only when they switch");
-                false
-            }
-        };
-        let adopt: &mut Iter =
-            ebpf.program_mut(ADOPT).and_then(|p| p.try_into().ok()).ok_or(LoadError::Missing(ADOPT))?;
-        if let Err(error) = adopt.load("task", &btf) {
-            tracing::warn!(
-                reason = explain(&error),
-                "tasks older than the agent are met when they first run"
-            );
-        }
-        let size = |(name, map): (&str, &Map)| {
-            let data = data_of(map)?;
-            let capacity = data.info().ok()?.max_entries();
-            Some(MapSize { name: name.to_owned(), capacity, memory_bytes: memory_of(data) })
-        };
-        let mut sizes: Vec<_> = ebpf.maps().filter_map(size).collect();
-        sizes.sort();
+        let can_flush = load_flush(&mut ebpf)?;
+        load_adopt(&mut ebpf, &btf)?;
+        let sizes = map_sizes(&ebpf);
         Ok(Kernel { ebpf, links: Vec::new(), hooks, plan, can_flush, sizes })
     }
 
@@ -191,12 +159,11 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel has no task iterator, or refused it; such tasks are then met when they first make a system call.
-    pub fn adopt_tasks(&mut self) -> Result<(), String> {
-        let adopt: &mut Iter =
-            self.ebpf.program_mut(ADOPT).and_then(|p| p.try_into().ok()).ok_or("no such program")?;
-        let link = adopt.attach().and_then(|id| adopt.take_link(id)).map_err(|error| explain(&error))?;
-        let mut file = link.into_file().map_err(|error| chain(&error))?;
-        std::io::copy(&mut file, &mut std::io::sink()).map_err(|error| error.to_string())?;
+    pub fn adopt_tasks(&mut self) -> Result<(), Rejection> {
+        let Ok(adopt) = program::<Iter>(&mut self.ebpf, ADOPT) else { return Ok(()) };
+        let link = adopt.attach().and_then(|id| adopt.take_link(id))?;
+        let mut file = link.into_file().map_err(|error| Rejection::of(&error))?;
+        std::io::copy(&mut file, &mut std::io::sink()).map_err(|error| Rejection::of(&error))?;
         Ok(())
     }
 
@@ -206,12 +173,12 @@ impl Kernel {
         if !self.can_flush || self.links.is_empty() {
             return;
         }
-        let Some(program) = self.ebpf.program_mut(FLUSH) else { return };
-        let Ok(program): Result<&mut RawTracePoint, _> = program.try_into() else { return };
+        let Ok(flush) = program::<RawTracePoint>(&mut self.ebpf, FLUSH) else { return };
         for cpu in online_cpus() {
             let options = RawTracePointRunOptions { cpu: Some(cpu), ..RawTracePointRunOptions::new() };
-            if let Err(error) = program.test_run(options) {
-                tracing::debug!(cpu, reason = explain(&error), "cannot account the running task of a cpu");
+            if let Err(error) = flush.test_run(options) {
+                let reason = Rejection::of(&error);
+                tracing::debug!(cpu, %reason, "cannot account the running task of a cpu");
             }
         }
     }
@@ -251,8 +218,8 @@ impl Kernel {
     ///
     /// # Errors
     /// The object has no log, or it was taken already.
-    pub fn take_log(&mut self) -> Result<KernelLog, String> {
-        EbpfLogger::init(&mut self.ebpf).map(KernelLog).map_err(|error| chain(&error))
+    pub fn take_log(&mut self) -> Result<KernelLog, Rejection> {
+        EbpfLogger::init(&mut self.ebpf).map(KernelLog).map_err(|error| Rejection::of(&error))
     }
 
     /// What the kernel counts of each program in use, from its descriptor.
@@ -283,6 +250,63 @@ impl KernelLog {
     }
 }
 
+/// Creates the maps, sized by the plan, and sets the constants of the programs.
+fn load_object(plan: &Plan, constants: &Constants) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    // The programs carry no relocations against kernel types: offsets come from `constants`. Letting go of the types here
+    // keeps only one copy of them, some 20 MiB, in memory at a time.
+    loader.btf(None).allow_unsupported_maps();
+    for (name, value) in &constants.values {
+        loader.override_global(name, value, true);
+    }
+    let shard_mask = plan.shards - 1;
+    let shared = u32::from(plan.shared);
+    loader
+        .override_global("N_SLOTS", &plan.slots, true)
+        .override_global("N_SYS_ROWS", &plan.syscall_rows, true)
+        .override_global("N_ERR_ROWS", &plan.errno_rows, true)
+        .override_global("SHARD_MASK", &shard_mask, true)
+        .override_global("SHARED", &shared, true);
+    for (map, entries) in plan.map_entries() {
+        loader.map_max_entries(map, entries);
+    }
+    if !constants.task_storage {
+        loader.map_max_entries("TASKS", plan.tasks);
+    }
+    loader.load(object(constants.task_storage)).map_err(|error| LoadError::Refused(Rejection::of(&error)))
+}
+
+/// Loads the program that accounts running tasks; false if the kernel refuses it.
+fn load_flush(ebpf: &mut Ebpf) -> Result<bool, LoadError> {
+    let loaded = program::<RawTracePoint>(ebpf, FLUSH)?.load();
+    if let Err(error) = &loaded {
+        let reason = Rejection::of(error);
+        tracing::warn!(%reason, "running tasks are counted only when they switch");
+    }
+    Ok(loaded.is_ok())
+}
+
+/// Loads the program that sets up the state of existing tasks.
+fn load_adopt(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), LoadError> {
+    if let Err(error) = program::<Iter>(ebpf, ADOPT)?.load("task", btf) {
+        let reason = Rejection::of(&error);
+        tracing::warn!(%reason, "tasks older than the agent are met when they first run");
+    }
+    Ok(())
+}
+
+/// Every map with its size, by name.
+fn map_sizes(ebpf: &Ebpf) -> Vec<MapSize> {
+    let size = |(name, map): (&str, &Map)| {
+        let data = data_of(map)?;
+        let capacity = data.info().ok()?.max_entries();
+        Some(MapSize { name: name.to_owned(), capacity, memory_bytes: memory_of(data) })
+    };
+    let mut sizes: Vec<_> = ebpf.maps().filter_map(size).collect();
+    sizes.sort();
+    sizes
+}
+
 fn data_of(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data)
@@ -308,19 +332,4 @@ fn fdinfo(fd: i32) -> Option<String> {
 
 fn number(fdinfo: &str, name: &str) -> Option<u64> {
     fdinfo.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
-}
-
-/// An error and its causes, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,7 +1,16 @@
 //! In: the running kernel's BTF; out: the constants the programs need. Never guesses: a missing field is named.
 
 use crate::btf::{Btf, BtfError};
-use crate::catalog::{EventTwin, Field, PROBES};
+use crate::catalog::{EventVariant, PROBES};
+
+/// A kernel field that the programs read, looked up in the running kernel's BTF.
+#[derive(Debug)]
+pub struct Field {
+    /// Name of the constant in the object.
+    pub global: &'static str,
+    /// Places to look, first match wins: struct and path.
+    pub at: &'static [(&'static str, &'static [&'static str])],
+}
 
 /// Every field the programs load, with its names in the kernels we know, newest first.
 pub static FIELDS: &[Field] = &[
@@ -51,9 +60,9 @@ pub fn is_preemptible(btf: &Btf) -> Result<bool, BtfError> {
     btf.has_function("trace_call_bpf_faultable")
 }
 
-fn has_its_fields(btf: &Btf, twin: &EventTwin) -> bool {
+fn has_its_fields(btf: &Btf, variant: &EventVariant) -> bool {
     let lies_there = |&(structure, member, offset)| btf.offset(structure, &[member]) == Ok(offset);
-    twin.fields.iter().all(lies_there)
+    variant.fields.iter().all(lies_there)
 }
 
 /// Whether tracing programs can keep state in tasks: the member came with that ability (Linux 5.13).
@@ -87,8 +96,9 @@ pub fn resolve(btf: &Btf) -> Result<Constants, BtfError> {
     // 0, which is no member's place: the kernel is built without seccomp.
     values.push(("OFF_TASK_SECCOMP", btf.offset("task_struct", &["seccomp", "mode"]).unwrap_or_default()));
     values.push(("HAS_GROUP_DEAD", u32::from(args("sched_process_exit")? >= 2)));
-    let twins = PROBES.iter().flat_map(|probe| probe.hooks).filter_map(|hook| hook.event_twin.as_ref());
-    let events = twins.filter(|twin| has_its_fields(btf, twin)).map(|twin| twin.program).collect();
+    let variants = PROBES.iter().flat_map(|probe| probe.hooks).filter_map(|hook| hook.event_variant.as_ref());
+    let events =
+        variants.filter(|variant| has_its_fields(btf, variant)).map(|variant| variant.program).collect();
     Ok(Constants { values, task_storage: has_task_storage(btf), preemptible: is_preemptible(btf)?, events })
 }
 

@@ -3,17 +3,12 @@
 //! The map is shared memory with the kernel: loads are relaxed atomics of aligned words, so that a counter is never torn.
 //! Where the kernel refuses the mapping, the map is copied by batched lookups before each pass instead.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{io, slice};
 
 use crate::config::ReadMode;
-
-enum Memory {
-    Mapped { base: NonNull<u8>, len: usize },
-    Copied { words: Vec<u64> },
-}
 
 /// The elements of one array map.
 pub struct Region {
@@ -23,8 +18,55 @@ pub struct Region {
     entries: u32,
 }
 
-// SAFETY: the mapping is plain shared memory owned by this value; all access is by atomics or exclusive borrow.
-unsafe impl Send for Region {}
+enum Memory {
+    Mapped(Mapping),
+    Copied(Box<[AtomicU64]>),
+}
+
+impl Memory {
+    fn words(&self) -> &[AtomicU64] {
+        match self {
+            Memory::Mapped(mapping) => mapping.words(),
+            Memory::Copied(words) => words,
+        }
+    }
+}
+
+/// Memory that is shared with the kernel. Unmapped when dropped.
+struct Mapping {
+    base: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the memory is owned by this value and is accessed by atomics only, from whatever thread.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Maps the first `words` words of what `flags` and `fd` name. `None` if the kernel refuses.
+    fn new(words: usize, flags: libc::c_int, fd: libc::c_int) -> Option<Mapping> {
+        // SAFETY: a new mapping at an address of the kernel's choice; the kernel checks the rest.
+        let base = unsafe {
+            libc::mmap(std::ptr::null_mut(), words * 8, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0)
+        };
+        if base == libc::MAP_FAILED {
+            return None;
+        }
+        NonNull::new(base.cast()).map(|base| Mapping { base, words })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `words` words from `base`, page-aligned and mapped until `self` is dropped. The kernel writes them at
+        // any time, with aligned stores, which atomics allow.
+        unsafe { slice::from_raw_parts(self.base.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `new`, which nobody else holds.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.words * 8) };
+    }
+}
 
 /// `BPF_MAP_UPDATE_ELEM` and `BPF_MAP_LOOKUP_BATCH` of `include/uapi/linux/bpf.h`.
 const UPDATE_ELEM: libc::c_long = 2;
@@ -54,21 +96,24 @@ struct BatchAttr {
 }
 
 impl Region {
-    /// Opens a map of `entries` elements of `element` bytes (a multiple of 8), the sizes it was created with.
+    /// Opens a map of `entries` elements of `element` bytes, the sizes it was created with.
     ///
     /// # Errors
     /// The descriptor cannot be duplicated, or neither mapping nor copying works.
+    ///
+    /// # Panics
+    /// `element` is not a multiple of 8.
     pub fn open(fd: BorrowedFd<'_>, element: usize, entries: u32, mode: ReadMode) -> io::Result<Region> {
         assert_eq!(element % 8, 0, "array elements are laid out in words of 8 bytes");
         let fd = fd.try_clone_to_owned()?;
-        let len = element * entries as usize;
+        let words = element / 8 * entries as usize;
         let mapped = match mode {
-            ReadMode::Auto => map(fd.as_fd(), len),
+            ReadMode::Auto => Mapping::new(words, libc::MAP_SHARED, fd.as_raw_fd()),
             ReadMode::Batch => None,
         };
         let memory = match mapped {
-            Some(base) => Memory::Mapped { base, len },
-            None => Memory::Copied { words: vec![0; len / 8] },
+            Some(mapping) => Memory::Mapped(mapping),
+            None => Memory::Copied((0..words).map(|_| AtomicU64::new(0)).collect()),
         };
         let mut region = Region { memory, fd, element, entries };
         region.refresh()?;
@@ -77,7 +122,7 @@ impl Region {
 
     /// Whether the kernel's memory is read directly.
     pub fn is_mapped(&self) -> bool {
-        matches!(self.memory, Memory::Mapped { .. })
+        matches!(self.memory, Memory::Mapped(_))
     }
 
     /// Brings a copied region up to date; does nothing for a mapped one.
@@ -85,14 +130,14 @@ impl Region {
     /// # Errors
     /// The kernel refused the lookup.
     pub fn refresh(&mut self) -> io::Result<()> {
-        let Memory::Copied { words } = &mut self.memory else { return Ok(()) };
+        let Memory::Copied(words) = &mut self.memory else { return Ok(()) };
         let mut keys = vec![0u32; self.entries as usize];
         let mut last = 0u32;
         let mut attr = BatchAttr {
             in_batch: 0,
-            out_batch: (&raw mut last) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: words.as_mut_ptr() as u64,
+            out_batch: (&raw mut last).expose_provenance() as u64,
+            keys: keys.as_mut_ptr().expose_provenance() as u64,
+            values: words.as_mut_ptr().expose_provenance() as u64,
             count: self.entries,
             map_fd: self.fd.as_raw_fd() as u32,
             elem_flags: 0,
@@ -109,27 +154,28 @@ impl Region {
         Err(io::Error::last_os_error())
     }
 
-    fn word(&self, index: u32, offset: usize) -> *mut u64 {
+    fn word(&self, index: u32, offset: usize) -> &AtomicU64 {
         assert!(index < self.entries && offset + 8 <= self.element && offset.is_multiple_of(8));
-        let at = index as usize * self.element + offset;
-        match &self.memory {
-            // SAFETY: `at` is inside the mapping, by the assertion above.
-            Memory::Mapped { base, .. } => unsafe { base.as_ptr().add(at).cast() },
-            Memory::Copied { words } => words[at / 8..].as_ptr().cast_mut(),
-        }
+        &self.memory.words()[(index as usize * self.element + offset) / 8]
     }
 
     /// The word at `offset` bytes of an element.
+    ///
+    /// # Panics
+    /// There is no such element, or no word at `offset`.
     pub fn load(&self, index: u32, offset: usize) -> u64 {
-        // SAFETY: an aligned word inside the memory; the kernel writes it with aligned stores.
-        unsafe { AtomicU64::from_ptr(self.word(index, offset)) }.load(Ordering::Relaxed)
+        self.word(index, offset).load(Ordering::Relaxed)
     }
 
     /// The half word at `offset` bytes of an element.
+    ///
+    /// # Panics
+    /// There is no such element, or no half word at `offset`.
     pub fn load_u32(&self, index: u32, offset: usize) -> u32 {
-        let word = self.word(index, offset & !7);
-        // SAFETY: an aligned half of a word inside the memory.
-        unsafe { AtomicU32::from_ptr(word.cast::<u32>().add(offset / 4 % 2)) }.load(Ordering::Relaxed)
+        assert!(offset.is_multiple_of(4));
+        let word = self.load(index, offset & !7).to_ne_bytes();
+        let (halves, _) = word.as_chunks();
+        u32::from_ne_bytes(halves[offset % 8 / 4])
     }
 
     /// The bytes at `offset` of an element; `len` is a multiple of 8.
@@ -141,12 +187,13 @@ impl Region {
     ///
     /// # Errors
     /// The kernel refused the update (copied regions only).
+    ///
+    /// # Panics
+    /// There is no such element, or it is of another size.
     pub fn store(&mut self, index: u32, element: &[u64]) -> io::Result<()> {
         assert_eq!(element.len() * 8, self.element);
         for (i, value) in element.iter().enumerate() {
-            let word = self.word(index, 8 * i);
-            // SAFETY: an aligned word inside the memory.
-            unsafe { AtomicU64::from_ptr(word) }.store(*value, Ordering::Release);
+            self.word(index, 8 * i).store(*value, Ordering::Release);
         }
         if self.is_mapped() {
             return Ok(());
@@ -154,8 +201,8 @@ impl Region {
         let attr = ElementAttr {
             map_fd: self.fd.as_raw_fd() as u32,
             pad: 0,
-            key: (&raw const index) as u64,
-            value: element.as_ptr() as u64,
+            key: (&raw const index).expose_provenance() as u64,
+            value: element.as_ptr().expose_provenance() as u64,
             flags: 0,
         };
         // SAFETY: `attr` is laid out as the kernel expects; key and value have the map's sizes.
@@ -179,26 +226,68 @@ impl Region {
     }
 }
 
-impl Drop for Region {
-    fn drop(&mut self) {
-        if let Memory::Mapped { base, len } = self.memory {
-            // SAFETY: exactly the mapping made in `map`, which nobody else holds.
-            unsafe { libc::munmap(base.as_ptr().cast(), len) };
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    const ELEMENT: usize = 24;
+    const ENTRIES: u32 = 3;
+    const WORDS: usize = ELEMENT / 8 * ENTRIES as usize;
+
+    /// What is at first in word `n`: other in both halves.
+    fn word(n: u64) -> u64 {
+        (n << 32) | (n + 100)
+    }
+
+    /// A region without a map behind it.
+    fn region(memory: Memory) -> Region {
+        let fd = File::open("/dev/null").unwrap().into();
+        Region { memory, fd, element: ELEMENT, entries: ENTRIES }
+    }
+
+    fn copied() -> Region {
+        region(Memory::Copied((0..WORDS as u64).map(|n| AtomicU64::new(word(n))).collect()))
+    }
+
+    fn mapped() -> Region {
+        let mapping = Mapping::new(WORDS, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1).unwrap();
+        for (n, at) in (0..).zip(mapping.words()) {
+            at.store(word(n), Ordering::Relaxed);
+        }
+        region(Memory::Mapped(mapping))
+    }
+
+    #[test]
+    fn elements_are_read_by_index_and_offset() {
+        for region in [copied(), mapped()] {
+            assert_eq!(region.load(0, 0), 100);
+            assert_eq!(region.load(2, 16), word(8));
+            assert_eq!((region.load_u32(1, 8), region.load_u32(1, 12)), (104, 4));
+            assert_eq!(region.bytes(2, 8, 16), [word(7), word(8)].map(u64::to_ne_bytes).concat());
         }
     }
-}
 
-fn map(fd: BorrowedFd<'_>, len: usize) -> Option<NonNull<u8>> {
-    // SAFETY: a new shared mapping of a map of this size; the kernel checks the rest.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            fd.as_raw_fd(),
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast()) }
+    #[test]
+    fn elements_are_written_whole() {
+        let mut region = mapped();
+        region.store(1, &[1, 2, 3]).unwrap();
+        assert_eq!([0, 8, 16].map(|offset| region.load(1, offset)), [1, 2, 3]);
+        region.clear(1).unwrap();
+        assert_eq!([0, 8, 16].map(|offset| region.load(1, offset)), [0; 3]);
+        assert_eq!((region.load(0, 16), region.load(2, 0)), (word(2), word(6)), "others stay");
+    }
+
+    #[test]
+    #[should_panic(expected = "index < self.entries")]
+    fn an_index_behind_the_last_element_is_refused() {
+        copied().load(ENTRIES, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "offset + 8 <= self.element")]
+    fn an_offset_behind_the_element_is_refused() {
+        copied().load(0, ELEMENT);
+    }
 }

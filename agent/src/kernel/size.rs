@@ -92,6 +92,24 @@ impl Plan {
         self.slots.saturating_mul(4).max(MIN_CGROUPS)
     }
 
+    /// Every map whose size depends on the machine, but for the table of tasks, and its entries.
+    pub fn map_entries(&self) -> [(&'static str, u32); 12] {
+        [
+            ("CGROUPS", self.cgroups()),
+            ("SLOT_FREE", self.slots),
+            ("SLOTS", self.slots),
+            ("SLOT_ROWS", self.slots * self.shards),
+            ("SYS_INDEX", self.syscall_rows),
+            ("SYS_FREE", self.syscall_rows),
+            ("SYS_META", self.syscall_rows),
+            ("SYS_ROWS", self.syscall_rows * self.shards),
+            ("ERR_INDEX", self.errno_rows),
+            ("ERR_FREE", self.errno_rows),
+            ("ERR_META", self.errno_rows),
+            ("ERR_ROWS", self.errno_rows * self.shards),
+        ]
+    }
+
     /// Estimated kernel memory of all maps, bytes. The true figure is a metric.
     pub fn bytes(&self) -> u64 {
         let (slots, rows, errnos) =

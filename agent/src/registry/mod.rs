@@ -3,7 +3,7 @@
 mod series;
 mod snapshot;
 
-pub use series::{Limits, OVERFLOW, RETIRED_PREFIX, Registry, TargetId};
+pub use series::{Limits, OVERFLOW, RETIRED_PREFIX, Registry, SeriesView, TargetId};
 pub use snapshot::{FamilyLayout, Layout, SeriesLayout, Snapshot};
 
 pub use crate::catalog::family::{Detail, Family, HISTOGRAM_VALUES, Kind, LE, Scale, WORKLOAD_LABELS};

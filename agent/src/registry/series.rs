@@ -1,13 +1,13 @@
 //! The store of totals: who (target) x what (family, labels) -> value. Counters only grow; what goes is folded, not lost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use kernmeter_abi::histogram::{BUCKETS, LAST, MIN_EXP, PER_OCTAVE};
 
 use super::snapshot::{FamilyLayout, Layout, SeriesLayout, Snapshot};
 use crate::catalog::family::{Detail, Family, HISTOGRAM_VALUES, Kind, LE, WORKLOAD_LABELS};
-use crate::escape::escape_label_value;
+use crate::escape::append_labels;
 
 /// Label value of what a limit folded together; also the reserved tenant for tenants beyond the limit.
 pub const OVERFLOW: &str = "_overflow";
@@ -57,6 +57,23 @@ struct Group {
     name: Arc<str>,
 }
 
+type OwnLabels = Arc<[Box<str>]>;
+
+/// A series as it is, for tables.
+#[derive(Clone, Copy, Debug)]
+pub struct SeriesView<'a> {
+    /// Its rendered labels: what tells it from other series of its family.
+    pub labels: &'a [u8],
+    /// The tenant it belongs to.
+    pub tenant: &'a str,
+    /// Values of [`Family::labels`], in that order.
+    pub own: &'a [Box<str>],
+    /// The value; of a histogram, the sum in nanoseconds.
+    pub number: u64,
+    /// Events by kernel bucket, of a histogram.
+    pub buckets: Option<&'a [u64; BUCKETS]>,
+}
+
 enum Value {
     Number(u64),
     Histogram { buckets: Box<[u64; BUCKETS]>, sum_ns: u64 },
@@ -64,6 +81,8 @@ enum Value {
 
 struct Series {
     labels: Box<[u8]>,
+    /// Values of the family's own labels, shared by all series that have the same.
+    own: OwnLabels,
     value: Value,
     /// The group of the tenant it belongs to, which lives as long as the registry.
     tenant: GroupId,
@@ -86,6 +105,7 @@ pub struct Registry {
     by_name: HashMap<&'static str, usize>,
     series: Vec<Option<Series>>,
     free_series: Vec<SeriesId>,
+    own_labels: HashSet<OwnLabels>,
     groups: Vec<Option<Group>>,
     free_groups: Vec<GroupId>,
     group_index: HashMap<Vec<u8>, GroupId>,
@@ -130,6 +150,7 @@ impl Registry {
             by_name,
             series: Vec::new(),
             free_series: Vec::new(),
+            own_labels: HashSet::new(),
             groups: Vec::new(),
             free_groups: Vec::new(),
             group_index: HashMap::new(),
@@ -262,15 +283,18 @@ impl Registry {
         self.limited
     }
 
-    /// Every series of a family: rendered labels and value, for tables rather than expositions.
-    pub fn visit(&self, family: &'static Family, mut each: impl FnMut(&[u8], u64, Option<&[u64; BUCKETS]>)) {
-        let Some(&index) = self.by_name.get(family.name) else { return };
-        for series in self.families[index].order.iter().filter_map(|id| self.series[*id as usize].as_ref()) {
-            match &series.value {
-                Value::Number(n) => each(&series.labels, *n, None),
-                Value::Histogram { buckets, sum_ns } => each(&series.labels, *sum_ns, Some(buckets)),
-            }
-        }
+    /// Every series of a family, for tables rather than expositions.
+    pub fn series(&self, family: &'static Family) -> impl Iterator<Item = SeriesView<'_>> {
+        let order = self.by_name.get(family.name).map(|index| &self.families[*index].order);
+        let series = order.into_iter().flatten().filter_map(|id| self.series[*id as usize].as_ref());
+        series.map(|series| {
+            let (number, buckets) = match &series.value {
+                Value::Number(n) => (*n, None),
+                Value::Histogram { buckets, sum_ns } => (*sum_ns, Some(&**buckets)),
+            };
+            let tenant = self.groups[series.tenant as usize].as_ref().map_or("", |group| &*group.name);
+            SeriesView { labels: &series.labels, tenant, own: &series.own, number, buckets }
+        })
     }
 
     /// An immutable copy of everything.
@@ -402,37 +426,52 @@ impl Registry {
         let mut labels = std::mem::take(&mut self.buffer);
         labels.clear();
         labels.extend_from_slice(&self.group_mut(group).prefix);
-        append(&mut labels, family.labels, own.iter().copied());
+        append_labels(&mut labels, family.labels, own.iter().copied());
         let mut found = self.families[index].index.get(labels.as_slice()).copied();
         if found.is_none() {
             let tenant = self.group_mut(group).tenant;
             let lines = if family.kind == Kind::Histogram { LE.len() + 3 } else { 1 };
             let mut home = group;
+            let mut values: Vec<Box<str>> = own.iter().map(|value| Box::from(*value)).collect();
             if self.group_mut(tenant).lines + lines > self.limits.series_per_tenant {
                 self.limited += 1;
                 labels.clear();
                 let detail = self.families[index].detail as usize;
                 let name = Arc::clone(&self.group_mut(tenant).name);
-                append(&mut labels, &WORKLOAD_LABELS[..1], [&*name]);
-                append(&mut labels, &WORKLOAD_LABELS[1..=detail.max(1)], std::iter::repeat(OVERFLOW));
-                append(&mut labels, family.labels, std::iter::repeat(OVERFLOW));
+                append_labels(&mut labels, &WORKLOAD_LABELS[..1], [&*name]);
+                append_labels(&mut labels, &WORKLOAD_LABELS[1..=detail.max(1)], std::iter::repeat(OVERFLOW));
+                append_labels(&mut labels, family.labels, std::iter::repeat(OVERFLOW));
+                values.fill(OVERFLOW.into());
                 // Kept by the tenant itself: it never goes.
                 home = tenant;
                 found = self.families[index].index.get(labels.as_slice()).copied();
             }
-            found = found.or_else(|| Some(self.new_series(index, home, labels.as_slice().into(), lines)));
+            found =
+                found.or_else(|| Some(self.new_series(index, home, labels.as_slice().into(), values, lines)));
         }
         self.buffer = labels;
         found.unwrap_or_default()
     }
 
-    fn new_series(&mut self, index: usize, group: GroupId, labels: Box<[u8]>, lines: usize) -> SeriesId {
+    fn new_series(
+        &mut self,
+        index: usize,
+        group: GroupId,
+        labels: Box<[u8]>,
+        own: Vec<Box<str>>,
+        lines: usize,
+    ) -> SeriesId {
+        let own = self.own_labels.get(own.as_slice()).cloned().unwrap_or_else(|| {
+            let own: OwnLabels = own.into();
+            self.own_labels.insert(Arc::clone(&own));
+            own
+        });
         let value = match self.families[index].family.kind {
             Kind::Histogram => Value::Histogram { buckets: Box::new([0; BUCKETS]), sum_ns: 0 },
             Kind::Counter | Kind::Gauge => Value::Number(0),
         };
         let tenant = self.group_mut(group).tenant;
-        let series = Series { labels: labels.clone(), value, tenant };
+        let series = Series { labels: labels.clone(), own, value, tenant };
         let id = place(&mut self.series, &mut self.free_series, series);
         self.families[index].index.insert(labels, id);
         self.families[index].order.push(id);
@@ -506,20 +545,8 @@ fn retired_family(family: &'static Family) -> &'static Family {
 fn render(labels: &[Arc<str>; 4], level: Detail) -> Vec<u8> {
     let mut out = Vec::with_capacity(96);
     let values = labels.iter().enumerate().map(|(i, label)| if i > level as usize { "" } else { label });
-    append(&mut out, &WORKLOAD_LABELS[..=(level as usize).max(1)], values);
+    append_labels(&mut out, &WORKLOAD_LABELS[..=(level as usize).max(1)], values);
     out
-}
-
-fn append<'a>(out: &mut Vec<u8>, names: &[&str], values: impl IntoIterator<Item = &'a str>) {
-    for (name, value) in names.iter().zip(values) {
-        if !out.is_empty() {
-            out.push(b',');
-        }
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b"=\"");
-        escape_label_value(out, value);
-        out.push(b'"');
-    }
 }
 
 fn place<T>(slab: &mut Vec<Option<T>>, free: &mut Vec<u32>, value: T) -> u32 {

@@ -1,27 +1,25 @@
-//! In: plain figures about the agent itself; out: its own families in either text format. Reads nothing but arguments,
-//! except [`process`], which reads /proc/self. Knows no tenant's samples beyond passing a snapshot on in [`render`].
+//! In: plain figures about the agent itself; out: its own families, through the encoder of [`exposition`](crate::exposition).
+//! Reads nothing but arguments, except [`process`], which reads /proc/self. Knows no tenant's samples beyond passing a snapshot
+//! on in [`render`].
+//!
+//! A family is a line of the table below and a method that sets it. METRICS.md derives from the table.
 
 pub mod process;
-mod table;
-mod text004;
+mod store;
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use process::ProcessStats;
-use prometheus_client::encoding::text::encode_registry;
-use prometheus_client::metrics::MetricType::{self, Counter, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
-use table::{Table, Value};
+pub use store::Declaration;
+use store::{Counter, Gauge, Histogram, Info};
 
-use crate::exposition::{Format, encode_snapshot, finish};
+use crate::adapt::LoadState;
+use crate::exposition::{Format, Metadata, MetricKind, Number, encode_snapshot, finish};
 use crate::registry::Snapshot;
 
 /// Bounds of the drain histogram, seconds: a drain takes well under a millisecond on a small host.
@@ -29,17 +27,6 @@ const DRAIN_BOUNDS: [f64; 11] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 
 
 /// Bounds of the histogram of pod lists, seconds: from a small node beside its API server to a large one far away.
 const SYNC_BOUNDS: [f64; 9] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
-
-/// The state of the drain interval's controller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IntervalState {
-    /// The host has room: the short interval.
-    Relaxed,
-    /// Neither.
-    Normal,
-    /// The host is short of CPU or memory: the long interval.
-    Stressed,
-}
 
 /// Whether a probe runs.
 #[derive(Clone, Copy, Debug)]
@@ -97,369 +84,308 @@ pub struct SelfMetrics {
 
 #[derive(Debug)]
 struct Inner {
-    registry: Registry,
-    /// What prometheus-client wrote before it is turned into text 0.0.4; kept for its capacity. Also makes the snapshot
-    /// age that an encoding sets the one that it writes.
-    scratch: Mutex<String>,
-    drain_duration: Histogram,
-    sync_duration: Histogram,
-    tables: Tables,
+    /// Makes the snapshot age that an encoding sets the one that it writes.
+    encoding: Mutex<()>,
+    families: Families,
 }
 
-/// Declares each family once: field, kind, name without unit and `_total`, unit, labels, help.
-macro_rules! tables {
-    ($($field:ident: $kind:ident $name:literal [$unit:literal] $labels:tt $help:literal;)+) => {
-        #[derive(Debug)]
-        struct Tables { $($field: Arc<Table>,)+ }
+/// Declares each family once: field, kind (with the bounds of a histogram), name without unit and suffix, unit, labels, help.
+macro_rules! families {
+    (@unit) => { None };
+    (@unit $unit:literal) => { Some($unit) };
+    ($(
+        $field:ident: $kind:ident $(($bounds:expr))? $name:literal [$($unit:literal)?] $labels:tt $help:literal;
+    )+) => {
+        /// The agent's own families in the order in which they are exposed.
+        pub static DECLARED: [Declaration; [$(stringify!($field)),+].len()] = [$(Declaration {
+            metadata: Metadata {
+                name: concat!($name $(, "_", $unit)?),
+                help: $help,
+                unit: families!(@unit $($unit)?),
+                kind: MetricKind::$kind,
+            },
+            labels: &$labels,
+        }),+];
 
-        impl Tables {
-            fn register(registry: &mut Registry) -> Self {
-                let mut add = |kind: MetricType, name, unit, labels, help| {
-                    let table = Arc::new(Table::new(kind, name, unit, labels, help));
-                    registry.register_collector(Box::new(Arc::clone(&table)));
-                    table
-                };
-                Self { $($field: add($kind, $name, $unit, &$labels, $help),)+ }
+        #[derive(Debug)]
+        struct Families { $($field: $kind,)+ }
+
+        impl Families {
+            fn new() -> Self {
+                let [$($field),+] = &DECLARED;
+                Self { $($field: $kind::new($field $(, &$bounds)?),)+ }
+            }
+
+            fn encode(&self, format: Format, out: &mut BytesMut) {
+                $(self.$field.encode(format, out);)+
             }
         }
     };
 }
 
-tables! {
-    probe_attached: Gauge "kernmeter_probe_attached" [""] ["probe", "reason"]
+families! {
+    build: Info "kernmeter_build" [] ["version", "revision"] "Version and source revision of the agent.";
+    drain_duration: Histogram(DRAIN_BOUNDS) "kernmeter_drain_duration" ["seconds"] []
+        "Time one read of the kernel maps took.";
+    sync_duration: Histogram(SYNC_BOUNDS) "kernmeter_sync_duration" ["seconds"] []
+        "Time a list of all pods of this node took.";
+    probe_attached: Gauge "kernmeter_probe_attached" [] ["probe", "reason"]
         "Whether the probe is attached (1; a reason says what it may miss) or not (0, with the reason).";
-    events_lost: Counter "kernmeter_events_lost" [""] ["stage", "reason"]
+    events_lost: Counter "kernmeter_events_lost" [] ["stage", "reason"]
         "Events that could not be accounted in full, by the stage that lost them and why.";
-    kernel_events: Counter "kernmeter_kernel_events" [""] ["event"]
+    kernel_events: Counter "kernmeter_kernel_events" [] ["event"]
         "Events seen in the kernel, counted there independently of tenants.";
     kernel_seconds: Counter "kernmeter_kernel" ["seconds"] ["kind"]
         "Time seen in the kernel, counted there independently of tenants.";
     accounting_error: Gauge "kernmeter_accounting_error" ["ratio"] []
         "Largest relative difference between the sum over tenants and the independent kernel totals.";
-    map_entries: Gauge "kernmeter_map_entries" [""] ["map"] "Entries in use in the kernel map.";
-    map_capacity: Gauge "kernmeter_map_capacity" [""] ["map"] "Entries the kernel map has room for.";
+    map_entries: Gauge "kernmeter_map_entries" [] ["map"] "Entries in use in the kernel map.";
+    map_capacity: Gauge "kernmeter_map_capacity" [] ["map"] "Entries the kernel map has room for.";
     map_memory: Gauge "kernmeter_map_memory" ["bytes"] ["map"] "Kernel memory the map holds.";
-    slots: Gauge "kernmeter_slots" [""] ["state"] "Slots of accounting in the kernel, by state.";
-    slots_recycled: Counter "kernmeter_slots_recycled" [""] []
+    slots: Gauge "kernmeter_slots" [] ["state"] "Slots of accounting in the kernel, by state.";
+    slots_recycled: Counter "kernmeter_slots_recycled" [] []
         "Slots cleared and given back after their cgroup was removed and its last counts were read.";
     sample: Gauge "kernmeter_sample" ["ratio"] []
         "Share of system calls whose duration is measured. This version samples nothing: always 1.";
-    degradation: Gauge "kernmeter_degradation_level" [""] ["signal", "reason"]
+    degradation: Gauge "kernmeter_degradation_level" [] ["signal", "reason"]
         "Steps given up to spare the host, beyond a longer interval. This version gives up none: always 0.";
     program_seconds: Counter "kernmeter_program_run" ["seconds"] ["program"]
         "Time the kernel program ran; only while kernel.bpf_stats_enabled is on.";
-    program_runs: Counter "kernmeter_program_runs" [""] ["program"]
+    program_runs: Counter "kernmeter_program_runs" [] ["program"]
         "Times the kernel program ran; only while kernel.bpf_stats_enabled is on.";
-    unresolved_slots: Gauge "kernmeter_unresolved_slots" [""] []
+    unresolved_slots: Gauge "kernmeter_unresolved_slots" [] []
         "Slots whose workload is not known yet, those of removed cgroups included.";
-    unresolved_events: Gauge "kernmeter_unresolved_events" [""] ["event"]
+    unresolved_events: Gauge "kernmeter_unresolved_events" [] ["event"]
         "Events (nanoseconds, where the event ends in _ns) of unresolved slots: in no tenant's series yet.";
-    identities_given_up: Counter "kernmeter_identities_given_up" [""] ["reason"]
+    identities_given_up: Counter "kernmeter_identities_given_up" [] ["reason"]
         "Slots billed to _unknown, because their workload was not learnt in time or too many waited.";
-    pods: Gauge "kernmeter_pods" [""] ["state"]
+    pods: Gauge "kernmeter_pods" [] ["state"]
         "Pods of this node that are known, by phase; deleted ones are kept until their last counts are read.";
     pod_cache_memory: Gauge "kernmeter_pod_cache_memory" ["bytes"] [] "Memory that holds what is known of pods, estimated.";
-    watch_restarts: Counter "kernmeter_watch_restarts" [""] ["reason"]
+    watch_restarts: Counter "kernmeter_watch_restarts" [] ["reason"]
         "Times the watch of pods had to begin anew, by what ended it.";
-    dropped_events: Counter "kernmeter_dropped_events" [""] ["reason"]
+    dropped_events: Counter "kernmeter_dropped_events" [] ["reason"]
         "Events about pods that were not taken in; where one was lost (queue_full, too_large) everything is listed again.";
     last_event_age: Gauge "kernmeter_last_event_age" ["seconds"] []
         "Time since the source of pods last told anything.";
     event_handler_max: Gauge "kernmeter_event_handler_max" ["seconds"] []
         "Longest time that taking in one event about a pod took.";
     interval: Gauge "kernmeter_interval" ["seconds"] [] "Present interval between reads of the kernel maps.";
-    interval_state: Gauge "kernmeter_interval_state" [""] ["state"]
+    interval_state: Gauge "kernmeter_interval_state" [] ["state"]
         "State of the interval's controller: 1 for the present one.";
     host_cpu: Gauge "kernmeter_host_cpu_utilization" ["ratio"] []
-        "Share of the host's CPU time in use, as the interval's controller sees it.";
+        "Share of the host's CPU time in use, smoothed over some 5 s as the interval's controller sees it.";
     host_memory: Gauge "kernmeter_host_memory_available" ["ratio"] []
-        "Share of the host's memory that is available, as the interval's controller sees it.";
+        "Share of the host's memory that is available, smoothed over some 5 s as the interval's controller sees it.";
     host_pressure: Gauge "kernmeter_host_pressure" ["ratio"] ["resource"]
-        "Share of time in which some task waited for the resource.";
+        "Share of the last ten seconds in which some task waited for the resource.";
     snapshot_age: Gauge "kernmeter_snapshot_age" ["seconds"] []
         "Time between reading the kernel and writing these samples.";
-    series: Gauge "kernmeter_series" [""] ["tenant_id"] "Series exposed for the tenant.";
-    series_limited: Counter "kernmeter_series_limited" [""] []
+    series: Gauge "kernmeter_series" [] ["tenant_id"] "Series exposed for the tenant.";
+    series_limited: Counter "kernmeter_series_limited" [] []
         "Series folded into a tenant's overflow series by its limit.";
-    tenant_rule_refusals: Counter "kernmeter_tenant_rule_refusals" [""] ["reason"]
+    tenant_rule_refusals: Counter "kernmeter_tenant_rule_refusals" [] ["reason"]
         "Tenant names that rules produced and that were refused.";
-    config_reloads: Counter "kernmeter_config_reloads" [""] ["result"] "Configuration reloads, by result.";
-    access_refusals: Counter "kernmeter_access_refusals" [""] ["reason"]
+    config_reloads: Counter "kernmeter_config_reloads" [] ["result"] "Configuration reloads, by result.";
+    access_refusals: Counter "kernmeter_access_refusals" [] ["reason"]
         "Requests and TLS handshakes refused for their credentials, by reason.";
-    scrapes: Counter "kernmeter_scrapes" [""] ["format", "code"]
+    scrapes: Counter "kernmeter_scrapes" [] ["format", "code"]
         "Scrapes answered, by format and HTTP status code.";
     process_cpu: Counter "process_cpu" ["seconds"] [] "Total user and system CPU time spent.";
     process_resident: Gauge "process_resident_memory" ["bytes"] [] "Resident memory size.";
     process_virtual: Gauge "process_virtual_memory" ["bytes"] [] "Virtual memory size.";
-    process_open_fds: Gauge "process_open_fds" [""] [] "Number of open file descriptors.";
-    process_max_fds: Gauge "process_max_fds" [""] [] "Maximum number of open file descriptors.";
+    process_open_fds: Gauge "process_open_fds" [] [] "Number of open file descriptors.";
+    process_max_fds: Gauge "process_max_fds" [] [] "Maximum number of open file descriptors.";
     process_start: Gauge "process_start_time" ["seconds"] [] "Start time of the process since the Unix epoch.";
-    process_threads: Gauge "process_threads" [""] [] "Number of threads.";
+    process_threads: Gauge "process_threads" [] [] "Number of threads.";
 }
 
 impl SelfMetrics {
     /// All families, with the build's `version` and `revision` (source commit, or empty).
     pub fn new(version: &str, revision: &str) -> Self {
-        let mut registry = Registry::default();
-        let build = Info::new(vec![
-            ("version".to_owned(), version.to_owned()),
-            ("revision".to_owned(), revision.to_owned()),
-        ]);
-        // prometheus-client ends these HELP texts with a full stop itself.
-        registry.register("kernmeter_build", "Version and source revision of the agent", build);
-        let drain_duration = Histogram::new(DRAIN_BOUNDS);
-        registry.register_with_unit(
-            "kernmeter_drain_duration",
-            "Time one read of the kernel maps took",
-            Unit::Seconds,
-            drain_duration.clone(),
-        );
-        let sync_duration = Histogram::new(SYNC_BOUNDS);
-        registry.register_with_unit(
-            "kernmeter_sync_duration",
-            "Time a list of all pods of this node took",
-            Unit::Seconds,
-            sync_duration.clone(),
-        );
-        let tables = Tables::register(&mut registry);
-        tables.series_limited.set(0_u64);
+        let families = Families::new();
+        families.build.replace([([version, revision], Number::Integer(1))]);
+        families.series_limited.set(0_u64);
         // Dashboards written for agents that sample must not read an absent series as unknown.
-        tables.sample.set(1.0);
-        tables.degradation.replace([(["none", "none"], Value::Integer(0))]);
+        families.sample.set(1.0);
+        families.degradation.replace([(["none", "none"], Number::Integer(0))]);
         for result in ["success", "failure"] {
-            tables.config_reloads.add([result], 0);
+            families.config_reloads.add([result], 0);
         }
-        Self {
-            inner: Arc::new(Inner {
-                registry,
-                scratch: Mutex::default(),
-                drain_duration,
-                sync_duration,
-                tables,
-            }),
-        }
+        Self { inner: Arc::new(Inner { encoding: Mutex::default(), families }) }
     }
 
-    fn tables(&self) -> &Tables {
-        &self.inner.tables
+    fn families(&self) -> &Families {
+        &self.inner.families
     }
 
     /// Every probe's state; replaces what was said before.
     pub fn set_probes(&self, probes: &[ProbeState]) {
-        let reason = |p: &ProbeState<'_>| p.detached.or(p.caveat).map(str::to_owned).unwrap_or_default();
-        let reasons: Vec<_> = probes.iter().map(reason).collect();
-        let rows = probes
-            .iter()
-            .zip(&reasons)
-            .map(|(p, reason)| ([p.probe, reason], Value::Integer(u64::from(p.detached.is_none()))));
-        self.tables().probe_attached.replace(rows);
+        let rows = probes.iter().map(|p| {
+            let reason = p.detached.or(p.caveat).unwrap_or_default();
+            ([p.probe, reason], Number::Integer(u64::from(p.detached.is_none())))
+        });
+        self.families().probe_attached.replace(rows);
     }
 
     /// Absolute counts of lost events as `(stage, reason, count)`, all of them, never falling.
     pub fn set_events_lost(&self, rows: &[(&str, &str, u64)]) {
-        self.tables()
+        self.families()
             .events_lost
             .replace(rows.iter().map(|(stage, reason, n)| ([*stage, *reason], (*n).into())));
     }
 
     /// The independent kernel totals as `(event, count)`, all of them, never falling.
     pub fn set_kernel_events(&self, rows: &[(&str, u64)]) {
-        self.tables().kernel_events.replace(rows.iter().map(|(event, n)| ([*event], (*n).into())));
+        self.families().kernel_events.replace(rows.iter().map(|(event, n)| ([*event], (*n).into())));
     }
 
     /// The independent kernel totals of time as `(kind, seconds)`, all of them, never falling.
     pub fn set_kernel_seconds(&self, rows: &[(&str, f64)]) {
-        self.tables().kernel_seconds.replace(rows.iter().map(|(kind, n)| ([*kind], Value::Float(*n))));
+        self.families().kernel_seconds.replace(rows.iter().map(|(kind, n)| ([*kind], Number::Float(*n))));
     }
 
     /// The largest relative difference between tenants' sums and kernel totals; 0 is right.
     pub fn set_accounting_error(&self, ratio: f64) {
-        self.tables().accounting_error.set(ratio);
+        self.families().accounting_error.set(ratio);
     }
 
     /// The fill of every kernel map; replaces what was said before.
     pub fn set_maps(&self, maps: &[MapUsage]) {
         let rows = |value: fn(&MapUsage) -> u64| maps.iter().map(move |m| ([m.map], value(m).into()));
-        self.tables().map_entries.replace(maps.iter().filter_map(|m| Some(([m.map], m.entries?.into()))));
-        self.tables().map_capacity.replace(rows(|m| m.capacity));
-        self.tables().map_memory.replace(rows(|m| m.memory_bytes));
+        self.families().map_entries.replace(maps.iter().filter_map(|m| Some(([m.map], m.entries?.into()))));
+        self.families().map_capacity.replace(rows(|m| m.capacity));
+        self.families().map_memory.replace(rows(|m| m.memory_bytes));
     }
 
     /// Slots never used or given back, in use, and of removed workloads not given back yet.
     pub fn set_slots(&self, free: u64, live: u64, dead: u64) {
         let rows = [(["free"], free.into()), (["live"], live.into()), (["dead"], dead.into())];
-        self.tables().slots.replace(rows);
+        self.families().slots.replace(rows);
     }
 
     /// Run time and runs of the kernel programs as `(program, seconds, runs)`, all that ever ran while the kernel counted.
     pub fn set_programs(&self, rows: &[(&str, f64, u64)]) {
-        let seconds = rows.iter().map(|(program, seconds, _)| ([*program], Value::Float(*seconds)));
-        self.tables().program_seconds.replace(seconds);
-        self.tables()
+        let seconds = rows.iter().map(|(program, seconds, _)| ([*program], Number::Float(*seconds)));
+        self.families().program_seconds.replace(seconds);
+        self.families()
             .program_runs
             .replace(rows.iter().map(|(program, _, runs)| ([*program], (*runs).into())));
     }
 
     /// Absolute count of slots given back.
     pub fn set_slots_recycled(&self, count: u64) {
-        self.tables().slots_recycled.set(count);
+        self.families().slots_recycled.set(count);
     }
 
     /// Slots without an identity.
     pub fn set_unresolved_slots(&self, count: u64) {
-        self.tables().unresolved_slots.set(count);
+        self.families().unresolved_slots.set(count);
     }
 
     /// Events that wait in unresolved slots, as `(event, count)`, all of them.
     pub fn set_unresolved_events(&self, rows: &[(&str, u64)]) {
-        self.tables().unresolved_events.replace(rows.iter().map(|(event, n)| ([*event], (*n).into())));
+        self.families().unresolved_events.replace(rows.iter().map(|(event, n)| ([*event], (*n).into())));
     }
 
     /// Absolute counts of slots that waited in vain as `(reason, count)`, all of them, never falling.
     pub fn set_identities_given_up<'a>(&self, rows: impl IntoIterator<Item = (&'a str, u64)>) {
-        self.tables().identities_given_up.replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
+        self.families().identities_given_up.replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
     }
 
     /// Pods that are known as `(state, count)`, and the bytes they take; replaces what was said before.
     pub fn set_pods<'a>(&self, rows: impl IntoIterator<Item = (&'a str, u64)>, memory_bytes: u64) {
-        self.tables().pods.replace(rows.into_iter().map(|(state, n)| ([state], n.into())));
-        self.tables().pod_cache_memory.set(memory_bytes);
+        self.families().pods.replace(rows.into_iter().map(|(state, n)| ([state], n.into())));
+        self.families().pod_cache_memory.set(memory_bytes);
     }
 
     /// How long one list of all pods took.
     pub fn observe_sync(&self, took: Duration) {
-        self.inner.sync_duration.observe(took.as_secs_f64());
+        self.families().sync_duration.observe(took);
     }
 
     /// How the source of pods fares: absolute counts of restarts and of dropped events by reason, never falling.
     pub fn set_pod_source(&self, source: &PodSource<'_>) {
-        let rows = |rows: &[(&'static str, u64)]| {
-            rows.iter().map(|(reason, n)| ([*reason], (*n).into())).collect::<Vec<_>>()
-        };
-        self.tables().watch_restarts.replace(rows(source.restarts));
-        self.tables().dropped_events.replace(rows(source.dropped));
-        let age = source.last_event_age.map(|age| ([], Value::Float(age.as_secs_f64())));
-        self.tables().last_event_age.replace(age);
-        self.tables().event_handler_max.set(source.handler_max.as_secs_f64());
+        let row = |(reason, n): &(&'static str, u64)| ([*reason], Number::Integer(*n));
+        self.families().watch_restarts.replace(source.restarts.iter().map(row));
+        self.families().dropped_events.replace(source.dropped.iter().map(row));
+        let age = source.last_event_age.map(|age| ([], Number::Float(age.as_secs_f64())));
+        self.families().last_event_age.replace(age);
+        self.families().event_handler_max.set(source.handler_max.as_secs_f64());
     }
 
     /// How long one drain took.
     pub fn observe_drain(&self, took: Duration) {
-        self.inner.drain_duration.observe(took.as_secs_f64());
+        self.families().drain_duration.observe(took);
     }
 
     /// The present drain interval and the controller's state.
-    pub fn set_interval(&self, interval: Duration, state: IntervalState) {
-        self.tables().interval.set(interval.as_secs_f64());
-        let states = [
-            ("relaxed", IntervalState::Relaxed),
-            ("normal", IntervalState::Normal),
-            ("stressed", IntervalState::Stressed),
-        ];
-        let rows = states.map(|(name, s)| ([name], Value::Integer(u64::from(s == state))));
-        self.tables().interval_state.replace(rows);
+    pub fn set_interval(&self, interval: Duration, state: LoadState) {
+        self.families().interval.set(interval.as_secs_f64());
+        let rows = LoadState::ALL.map(|s| ([s.as_str()], Number::Integer(u64::from(s == state))));
+        self.families().interval_state.replace(rows);
     }
 
     /// The readings the interval was decided on.
     pub fn set_host(&self, readings: &HostReadings) {
-        self.tables().host_cpu.set(readings.cpu_utilization);
-        self.tables().host_memory.set(readings.memory_available);
+        self.families().host_cpu.set(readings.cpu_utilization);
+        self.families().host_memory.set(readings.memory_available);
         let rows = readings.pressure.iter().map(|(resource, share)| ([*resource], (*share).into()));
-        self.tables().host_pressure.replace(rows);
+        self.families().host_pressure.replace(rows);
     }
 
     /// Exposed series per tenant; replaces what was said before.
     pub fn set_series<'a>(&self, per_tenant: impl IntoIterator<Item = (&'a str, u64)>) {
-        self.tables().series.replace(per_tenant.into_iter().map(|(tenant, n)| ([tenant], n.into())));
+        self.families().series.replace(per_tenant.into_iter().map(|(tenant, n)| ([tenant], n.into())));
     }
 
     /// Absolute count of series folded by a limit.
     pub fn set_series_limited(&self, count: u64) {
-        self.tables().series_limited.set(count);
+        self.families().series_limited.set(count);
     }
 
     /// Absolute counts of refused tenant names as `(reason, count)`, all of them, never falling.
     pub fn set_tenant_rule_refusals<'a>(&self, rows: impl IntoIterator<Item = (&'a str, u64)>) {
-        self.tables().tenant_rule_refusals.replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
+        self.families()
+            .tenant_rule_refusals
+            .replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
     }
 
     /// Counts one reload of the configuration.
     pub fn count_config_reload(&self, success: bool) {
-        self.tables().config_reloads.add([if success { "success" } else { "failure" }], 1);
+        self.families().config_reloads.add([if success { "success" } else { "failure" }], 1);
     }
 
     /// Counts one request or handshake refused for its credentials; `reason` is one of a fixed few.
     pub fn count_access_refusal(&self, reason: &str) {
-        self.tables().access_refusals.add([reason], 1);
+        self.families().access_refusals.add([reason], 1);
     }
 
     /// Counts one scrape; `format` is `None` when none was answered with.
     pub fn count_scrape(&self, format: Option<Format>, code: u16) {
-        let code = code.to_string();
-        self.tables().scrapes.add([format.map_or("none", Format::name), &code], 1);
-    }
-
-    /// Gives every family a sample: one without samples is not written, and so would not be documented.
-    pub fn fill_for_docs(&self) {
-        self.set_probes(&[ProbeState { probe: "", detached: None, caveat: None }]);
-        self.set_events_lost(&[("", "", 0)]);
-        self.set_kernel_events(&[("", 0)]);
-        self.set_kernel_seconds(&[("", 0.0)]);
-        self.set_accounting_error(0.0);
-        self.set_maps(&[MapUsage { map: "", entries: Some(0), capacity: 0, memory_bytes: 0 }]);
-        self.set_slots(0, 0, 0);
-        self.set_slots_recycled(0);
-        self.set_programs(&[("", 0.0, 0)]);
-        self.set_unresolved_slots(0);
-        self.set_unresolved_events(&[("", 0)]);
-        self.set_identities_given_up([("", 0)]);
-        self.set_pods([("", 0)], 0);
-        self.set_pod_source(&PodSource {
-            restarts: &[("", 0)],
-            dropped: &[("", 0)],
-            last_event_age: Some(Duration::ZERO),
-            handler_max: Duration::ZERO,
-        });
-        self.set_interval(Duration::ZERO, IntervalState::Normal);
-        self.set_host(&HostReadings { cpu_utilization: 0.0, memory_available: 0.0, pressure: &[("", 0.0)] });
-        self.set_series([("", 0)]);
-        self.set_series_limited(0);
-        self.set_tenant_rule_refusals([("", 0)]);
-        self.count_access_refusal("");
-        self.count_scrape(None, 200);
-        self.set_process(&ProcessStats { max_fds: Some(0), ..ProcessStats::default() });
+        let mut buffer = itoa::Buffer::new();
+        self.families().scrapes.add([format.map_or("none", Format::name), buffer.format(code)], 1);
     }
 
     /// The agent's own resource use.
     pub fn set_process(&self, stats: &ProcessStats) {
-        let tables = self.tables();
-        tables.process_cpu.set(stats.cpu_seconds);
-        tables.process_resident.set(stats.resident_memory_bytes);
-        tables.process_virtual.set(stats.virtual_memory_bytes);
-        tables.process_open_fds.set(stats.open_fds);
-        tables.process_max_fds.replace(stats.max_fds.into_iter().map(|max| ([], max.into())));
-        tables.process_start.set(stats.start_time_seconds);
-        tables.process_threads.set(stats.threads);
+        let families = self.families();
+        families.process_cpu.set(stats.cpu_seconds);
+        families.process_resident.set(stats.resident_memory_bytes);
+        families.process_virtual.set(stats.virtual_memory_bytes);
+        families.process_open_fds.set(stats.open_fds);
+        families.process_max_fds.replace(stats.max_fds.into_iter().map(|max| ([], max.into())));
+        families.process_start.set(stats.start_time_seconds);
+        families.process_threads.set(stats.threads);
     }
 
     /// Appends the agent's own families to `out`, without the end marker. `taken_ns` is when the kernel was last read
     /// (0: never) and `now_ns` the present, both nanoseconds of `CLOCK_MONOTONIC`.
     pub fn encode(&self, format: Format, taken_ns: u64, now_ns: u64, out: &mut BytesMut) {
-        let mut scratch = self.inner.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let _encoding = self.inner.encoding.lock().unwrap_or_else(PoisonError::into_inner);
         let age = (taken_ns > 0).then(|| Duration::from_nanos(now_ns.saturating_sub(taken_ns)).as_secs_f64());
-        self.tables().snapshot_age.replace(age.into_iter().map(|age| ([], Value::Float(age))));
-        scratch.clear();
-        // Writing to a `String` does not fail, nor does any family of ours.
-        if encode_registry(&mut *scratch, &self.inner.registry).is_err() {
-            debug_assert!(false, "the agent's own metrics do not encode");
-            return;
-        }
-        if format.is_openmetrics() {
-            // `BytesMut` takes any text.
-            let _ = out.write_str(&scratch);
-        } else {
-            text004::to_text_004(&scratch, out);
-        }
+        self.families().snapshot_age.replace(age.map(|age| ([], Number::Float(age))));
+        self.families().encode(format, out);
     }
 }
 

@@ -1,6 +1,19 @@
-//! In: setter calls; out: verdicts on the rendered text. Writes bodies for outside checkers when told where to.
+//! In: setter calls; out: verdicts on the rendered text, some of them prometheus-client's. Writes bodies for outside checkers
+//! when told where to.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode_registry;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::histogram::Histogram as ClientHistogram;
+use prometheus_client::metrics::info::Info as ClientInfo;
+use prometheus_client::registry::{Registry, Unit};
+use proptest::prelude::*;
 
 use super::*;
+use crate::allocations;
 
 fn filled() -> SelfMetrics {
     let own = SelfMetrics::new("0.1.0", "abc\"\\def");
@@ -15,7 +28,7 @@ fn filled() -> SelfMetrics {
     own.set_slots(100, 20, 3);
     own.set_unresolved_slots(2);
     own.observe_drain(Duration::from_micros(700));
-    own.set_interval(Duration::from_secs(15), IntervalState::Normal);
+    own.set_interval(Duration::from_secs(15), LoadState::Normal);
     let pressure = [("cpu", 0.25), ("memory", 0.0)];
     own.set_host(&HostReadings { cpu_utilization: 0.5, memory_available: 0.75, pressure: &pressure });
     own.set_series([("acme", 40), ("_host", 12)]);
@@ -140,7 +153,7 @@ fn every_family_has_help_and_type_before_its_samples_and_once() {
         unique.sort();
         unique.dedup();
         assert_eq!(unique.len(), help.len());
-        // Build info, the histograms of drains and lists of pods, and the tables.
+        // Build info, the histograms of drains and lists of pods, and what has rows.
         assert_eq!(help.len(), 3 + 29);
         for line in text.lines().filter(|l| l.starts_with("# HELP ")) {
             assert!(line.ends_with('.') && line.split(' ').count() > 4, "{line}");
@@ -205,6 +218,155 @@ fn clones_share_values_across_threads() {
     });
     let text = body(&own, Format::Text004);
     has(&text, r#"kernmeter_scrapes_total{format="openmetrics-1.0.0",code="200"} 400"#);
+}
+
+#[test]
+fn declarations_follow_the_rules() {
+    let mut names: Vec<_> = DECLARED.iter().map(|declared| declared.metadata.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), DECLARED.len(), "a name twice");
+    for Declaration { metadata: Metadata { name, help, unit, kind }, labels } in &DECLARED {
+        assert!(name.starts_with("kernmeter_") || name.starts_with("process_"), "{name}");
+        assert!(!name.ends_with("_total") && !name.ends_with("_info"), "{name}: the suffix is the encoder's");
+        assert!(unit.is_none_or(|unit| name.ends_with(&format!("_{unit}"))), "{name}");
+        assert!(help.ends_with('.') && !help.ends_with(".."), "{name}: {help}");
+        assert!(*kind != MetricKind::Histogram || labels.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn a_steady_scrape_of_the_own_families_allocates_nothing() {
+    let own = filled();
+    let mut out = BytesMut::new();
+    let mut scrape = || {
+        own.count_scrape(Some(Format::OpenMetrics100), 200);
+        own.set_kernel_events(&[("sys_enter", 11), ("sys_exit", 10)]);
+        own.set_series([("acme", 41), ("_host", 12)]);
+        own.observe_drain(Duration::from_micros(300));
+        for format in Format::ALL {
+            out.clear();
+            own.encode(format, 1, 2, &mut out);
+        }
+    };
+    scrape();
+    assert_eq!(allocations::count(scrape), 0);
+}
+
+/// Rows for prometheus-client, which writes HELP as it is given and knows no value that is not a number.
+#[derive(Debug)]
+struct ClientRows {
+    kind: MetricType,
+    labels: [&'static str; 2],
+    rows: Vec<([String; 2], Number)>,
+}
+
+impl Collector for ClientRows {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let unit = Unit::Seconds;
+        let mut family = encoder.encode_descriptor("kernmeter_rows", "Rows.", Some(&unit), self.kind)?;
+        for (values, number) in &self.rows {
+            let labels: Vec<_> = self.labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
+            let mut sample = family.encode_family(&labels)?;
+            let counter = matches!(self.kind, MetricType::Counter);
+            match *number {
+                Number::Integer(v) if counter => sample.encode_counter::<NoLabelSet, _, f64>(&v, None),
+                Number::Float(v) if counter => sample.encode_counter::<NoLabelSet, _, f64>(&v, None),
+                Number::Integer(v) => sample.encode_gauge(&v),
+                Number::Float(v) => sample.encode_gauge(&v),
+                Number::Nanoseconds(_) => unreachable!("not made here"),
+            }?;
+        }
+        Ok(())
+    }
+}
+
+const ROWS_HELP: &str = "Rows.";
+const ROWS_LABELS: [&str; 2] = ["a", "reason"];
+
+/// What prometheus-client writes, without the end marker.
+fn client_text(fill: impl FnOnce(&mut Registry)) -> String {
+    let mut registry = Registry::default();
+    fill(&mut registry);
+    let mut text = String::new();
+    encode_registry(&mut text, &registry).unwrap();
+    text
+}
+
+fn own_text(encode: impl FnOnce(&mut BytesMut)) -> String {
+    let mut out = BytesMut::new();
+    encode(&mut out);
+    String::from_utf8(out.to_vec()).unwrap()
+}
+
+static COUNTER: Declaration = declaration("kernmeter_rows_seconds", MetricKind::Counter);
+static GAUGE: Declaration = declaration("kernmeter_rows_seconds", MetricKind::Gauge);
+static HISTOGRAM: Declaration = declaration("kernmeter_took_seconds", MetricKind::Histogram);
+static BUILD: Declaration = Declaration {
+    metadata: Metadata { name: "kernmeter_build", help: ROWS_HELP, unit: None, kind: MetricKind::Info },
+    labels: &ROWS_LABELS,
+};
+
+const fn declaration(name: &'static str, kind: MetricKind) -> Declaration {
+    Declaration {
+        metadata: Metadata { name, help: ROWS_HELP, unit: Some("seconds"), kind },
+        labels: &ROWS_LABELS,
+    }
+}
+
+proptest! {
+    /// An encoder that somebody else wrote says the same of the same values.
+    #[test]
+    fn prometheus_client_writes_the_same(
+        rows in proptest::collection::btree_map(
+            ("[^\0]{0,12}", "[a-c\\\\\"\n]{0,6}"),
+            prop_oneof![
+                any::<u64>().prop_map(Number::Integer),
+                proptest::num::f64::NORMAL.prop_map(Number::Float),
+                Just(Number::Float(0.0)),
+            ],
+            1..8,
+        ),
+        micros in proptest::collection::vec(0_u64..3_000_000, 0..20),
+    ) {
+        let rows: Vec<_> = rows.into_iter().map(|((a, b), number)| ([a, b], number)).collect();
+        let sorted = |text: &str| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        for (kind, declared) in [(MetricType::Counter, &COUNTER), (MetricType::Gauge, &GAUGE)] {
+            let client = client_text(|registry| registry.register_collector(Box::new(
+                ClientRows { kind, labels: ROWS_LABELS, rows: rows.clone() },
+            )));
+            let own = Gauge::new(declared);
+            own.replace(rows.iter().map(|([a, b], number)| ([a.as_str(), b.as_str()], *number)));
+            // Rows are sorted here and as given there.
+            prop_assert_eq!(sorted(&own_text(|out| own.encode(Format::OpenMetrics100, out))), sorted(&client));
+        }
+
+        let client = client_text(|registry| {
+            let labels: Vec<_> = ROWS_LABELS.into_iter().zip(rows[0].0.clone()).collect();
+            registry.register("kernmeter_build", "Rows", ClientInfo::new(labels));
+        });
+        let own = Info::new(&BUILD);
+        own.replace([(rows[0].0.each_ref().map(String::as_str), Number::Integer(1))]);
+        prop_assert_eq!(own_text(|out| own.encode(Format::OpenMetrics100, out)), client);
+
+        let client = client_text(|registry| {
+            let histogram = ClientHistogram::new(DRAIN_BOUNDS);
+            registry.register_with_unit("kernmeter_took", "Rows", Unit::Seconds, histogram.clone());
+            for took in &micros {
+                histogram.observe(Duration::from_micros(*took).as_secs_f64());
+            }
+        });
+        let own = Histogram::new(&HISTOGRAM, &DRAIN_BOUNDS);
+        for took in &micros {
+            own.observe(Duration::from_micros(*took));
+        }
+        // Buckets stand before count and sum here, and after them there.
+        prop_assert_eq!(sorted(&own_text(|out| own.encode(Format::OpenMetrics100, out))), sorted(&client));
+    }
 }
 
 /// `KERNMETER_WRITE_BODIES=dir cargo test ... -- --ignored write_bodies`, then promtool or another parser on the files.

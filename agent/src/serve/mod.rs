@@ -8,16 +8,12 @@ mod routes;
 mod state;
 
 #[cfg(test)]
-mod access_tests;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tls_tests;
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,30 +39,20 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address is not `host:port`, or the host has no address.
-    #[error(
-        "cannot understand listen address `{address}`: {source}; give host:port with --web.listen-address"
-    )]
-    Address {
-        /// As it was given.
-        address: String,
-        /// What the resolver said.
-        source: io::Error,
-    },
     /// Somebody else listens there.
     #[error(
         "cannot listen on `{address}`: address already in use; stop the other process or choose another with \
          --web.listen-address"
     )]
     InUse {
-        /// As it was given.
-        address: String,
+        /// As it was asked for.
+        address: SocketAddr,
     },
     /// Anything else the kernel refused.
     #[error("cannot listen on `{address}`: {source}; choose another with --web.listen-address")]
     Listen {
-        /// As it was given.
-        address: String,
+        /// As it was asked for.
+        address: SocketAddr,
         /// What the kernel said.
         source: io::Error,
     },
@@ -114,17 +100,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address`: `host:port`, or `:port` for every address of the host.
+    /// Listens on `address`; `[::]` is every address of the host, IPv4 included.
     ///
     /// # Errors
     /// [`ServeError`] says which address and what to do.
-    pub fn bind(address: &str) -> Result<Self, ServeError> {
-        let listener = match address.strip_prefix(':') {
+    pub fn bind(address: SocketAddr) -> Result<Self, ServeError> {
+        let listener = TcpListener::bind(address).or_else(|error| {
             // A host without IPv6 has no `::`.
-            Some(port) => listen(address, &format!("[::]:{port}"))
-                .or_else(|_| listen(address, &format!("0.0.0.0:{port}")))?,
-            None => listen(address, address)?,
-        };
+            let fallback = address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse;
+            if fallback { TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())) } else { Err(error) }
+        });
+        let listener = listener.map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => ServeError::InUse { address },
+            _ => ServeError::Listen { address, source },
+        })?;
         let local = listener.local_addr().map_err(ServeError::Accept)?;
         Ok(Self { listener, local, limits: Limits::default() })
     }
@@ -184,18 +173,6 @@ impl Server {
         }
         Ok(())
     }
-}
-
-fn listen(given: &str, address: &str) -> Result<TcpListener, ServeError> {
-    let unclear = |source| ServeError::Address { address: given.to_owned(), source };
-    let candidates: Vec<SocketAddr> = address.to_socket_addrs().map_err(unclear)?.collect();
-    if candidates.is_empty() {
-        return Err(unclear(io::Error::new(io::ErrorKind::NotFound, "the host has no address")));
-    }
-    TcpListener::bind(candidates.as_slice()).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ServeError::InUse { address: given.to_owned() },
-        _ => ServeError::Listen { address: given.to_owned(), source },
-    })
 }
 
 /// A peer that is gone before it is accepted is its own affair; out of descriptors needs a moment, not a busy loop.

@@ -1,7 +1,10 @@
 //! In: real TCP clients, good and bad; out: verdicts on a running server. Deadlines here only keep a failure from hanging.
 
+mod access;
+mod tls;
+
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
@@ -14,9 +17,11 @@ use super::*;
 use crate::registry::{Family, FamilyLayout, Kind, Layout, Scale, SeriesLayout, Snapshot};
 use crate::selfmetrics::SelfMetrics;
 
-pub(super) const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(20);
 const NEVER: Duration = Duration::from_hours(1);
 const SECOND: u64 = 1_000_000_000;
+/// Any free port.
+const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 static FAMILY: Family = Family {
     name: "kernmeter_syscalls",
@@ -27,16 +32,16 @@ static FAMILY: Family = Family {
     labels: &[],
 };
 
-pub(super) struct Running {
-    pub(super) address: SocketAddr,
-    pub(super) state: Arc<AppState>,
+struct Running {
+    address: SocketAddr,
+    state: Arc<AppState>,
     clock: Arc<AtomicU64>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// Deadlines that never pass and no eviction, so that a test can shorten the one it is about.
-pub(super) fn patient() -> Limits {
+fn patient() -> Limits {
     Limits {
         max_connections: 64,
         header_timeout: NEVER,
@@ -48,12 +53,12 @@ pub(super) fn patient() -> Limits {
 }
 
 impl Running {
-    pub(super) fn start(limits: Limits) -> Self {
+    fn start(limits: Limits) -> Self {
         Self::guarded(limits, Arc::default())
     }
 
     /// With somebody at the door.
-    pub(super) fn guarded(limits: Limits, guard: Arc<Guard>) -> Self {
+    fn guarded(limits: Limits, guard: Arc<Guard>) -> Self {
         let clock = Arc::new(AtomicU64::new(100 * SECOND));
         let shared = Arc::clone(&clock);
         let state = AppState::new(
@@ -64,7 +69,7 @@ impl Running {
             Box::new(move || shared.load(SeqCst)),
         );
         let state = Arc::new(state.with_guard(guard));
-        let server = Server::bind("127.0.0.1:0").unwrap().with_limits(limits);
+        let server = Server::bind(LOCAL).unwrap().with_limits(limits);
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();
         let serving = Arc::clone(&state);
@@ -79,7 +84,7 @@ impl Running {
     }
 
     /// Publishes `series` series with labels of `label_bytes` bytes each.
-    pub(super) fn publish(&self, series: u32, label_bytes: usize) {
+    fn publish(&self, series: u32, label_bytes: usize) {
         let labels = |i| format!("tenant_id=\"{i}{}\"", "x".repeat(label_bytes)).into_bytes().into();
         let series = (0..series).map(|i| SeriesLayout { labels: labels(i), first: 0, tenant: 0 }).collect();
         let families = vec![FamilyLayout { family: &FAMILY, series }];
@@ -90,14 +95,14 @@ impl Running {
         self.state.snapshots().publish(Arc::new(snapshot));
     }
 
-    pub(super) fn connect(&self) -> TcpStream {
+    fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(HANG)).unwrap();
         stream.set_write_timeout(Some(HANG)).unwrap();
         stream
     }
 
-    pub(super) fn exchange(&self, request: impl AsRef<[u8]>) -> Response {
+    fn exchange(&self, request: impl AsRef<[u8]>) -> Response {
         let mut stream = self.connect();
         stream.write_all(request.as_ref()).unwrap();
         let mut raw = Vec::new();
@@ -105,7 +110,7 @@ impl Running {
         Response::parse(&raw)
     }
 
-    pub(super) fn get(&self, path: &str, headers: &str) -> Response {
+    fn get(&self, path: &str, headers: &str) -> Response {
         self.exchange(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"))
     }
 
@@ -132,36 +137,36 @@ impl Drop for Running {
     }
 }
 
-pub(super) struct Response {
-    pub(super) status: u16,
-    pub(super) head: String,
-    pub(super) body: Vec<u8>,
+struct Response {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
 }
 
 impl Response {
-    pub(super) fn parse(raw: &[u8]) -> Self {
+    fn parse(raw: &[u8]) -> Self {
         let end = raw.windows(4).position(|w| w == b"\r\n\r\n").expect("no end of headers") + 4;
         let head = String::from_utf8(raw[..end].to_vec()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Self { status, head: head.to_ascii_lowercase(), body: raw[end..].to_vec() }
     }
 
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    pub(super) fn headers(&self, name: &str) -> Vec<&str> {
+    fn headers(&self, name: &str) -> Vec<&str> {
         let values = self.head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         values.collect()
     }
 
-    pub(super) fn text(&self) -> &str {
+    fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 }
 
 /// Whether the server ended the connection, by EOF or reset, before the client's patience did.
-pub(super) fn is_closed(stream: &mut TcpStream) -> bool {
+fn is_closed(stream: &mut TcpStream) -> bool {
     let mut sink = Vec::new();
     match stream.read_to_end(&mut sink) {
         Ok(_) => true,
@@ -544,21 +549,17 @@ fn a_client_that_half_closes_still_gets_its_answer() {
 
 #[test]
 fn bind_errors_say_what_to_do() {
-    let taken = Server::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().to_string();
+    let taken = Server::bind(LOCAL).unwrap();
+    let address = taken.local_addr();
     assert_eq!(
-        Server::bind(&address).unwrap_err().to_string(),
+        Server::bind(address).unwrap_err().to_string(),
         format!(
             "cannot listen on `{address}`: address already in use; stop the other process or choose another with \
              --web.listen-address"
         )
     );
-    for wrong in ["", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", ":"] {
-        let error = Server::bind(wrong).unwrap_err();
-        assert!(matches!(&error, ServeError::Address { address, .. } if address == wrong), "{error}");
-        assert!(!error.to_string().contains('\n'));
-    }
     // TEST-NET-1 is nobody's address.
-    assert!(matches!(Server::bind("192.0.2.1:0").unwrap_err(), ServeError::Listen { .. }));
-    assert_ne!(Server::bind(":0").unwrap().local_addr().port(), 0);
+    let nobody = SocketAddr::from(([192, 0, 2, 1], 0));
+    assert!(matches!(Server::bind(nobody).unwrap_err(), ServeError::Listen { .. }));
+    assert_ne!(Server::bind("[::]:0".parse().unwrap()).unwrap().local_addr().port(), 0);
 }

@@ -184,5 +184,4 @@ pub(super) fn reader_of(tenant: Option<&str>) -> Reader {
 }
 
 #[cfg(test)]
-#[path = "readers_tests.rs"]
 mod tests;

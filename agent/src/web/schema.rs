@@ -350,5 +350,4 @@ fn groups(names: Vec<Scalar>) -> Result<Vec<&'static dyn SupportedKxGroup>, Prob
 }
 
 #[cfg(test)]
-#[path = "schema_tests.rs"]
 mod tests;

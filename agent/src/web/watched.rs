@@ -172,5 +172,4 @@ fn add_token(readers: &mut Readers, path: &Path, reader: Reader) -> Result<(), W
 }
 
 #[cfg(test)]
-#[path = "watched_tests.rs"]
 mod tests;

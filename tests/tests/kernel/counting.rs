@@ -261,8 +261,12 @@ fn sums_over_tenants_are_the_kernel_totals() -> Outcome {
     let last = row_sums(&scrapes[3]);
     let totals = agent.stop_conserved()?;
     for (event, rows) in last {
-        // Both kinds of switches are one final total.
-        let event = if event.starts_with("switch_") { "switches" } else { event };
+        // Both kinds of switches are one final total, and so are calls entered and denied.
+        let event = match event {
+            "switch_voluntary" | "switch_involuntary" => "switches",
+            "syscall_enter" | "syscall_denied" => "syscalls",
+            other => other,
+        };
         let total = totals.iter().find(|t| t.event == event).with_context(|| format!("no final {event}"))?;
         ensure!(
             total.attributed >= rows,

@@ -43,8 +43,7 @@ fn load_lengthens_the_interval_and_rest_shortens_it() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let mut settings = Settings::new(&hierarchy);
     settings.intervals_ms = [200, 300, STRESSED];
-    settings.drain =
-        String::from("  dwell: 1s\n  cpu: {low: 30%, high: 95%}\n  pressure: {cpu: off, memory: off}\n");
+    settings.drain = String::from("  dwell: 1s\n  cpu: {low: 30%, high: 95%}\n");
     let stressed = f64::from(STRESSED) / 1e3;
     let agent = Agent::start(&settings)?;
     if !reaches(&agent, |i| i < stressed)? {

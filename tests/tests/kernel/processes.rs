@@ -5,7 +5,13 @@ use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, tri
 
 use crate::family::{BLOCKED, DURATION, SYSCALLS, WAIT};
 
-trials![forks_threads_execs_and_exits, odd_ends_of_calls, tasks_older_than_the_agent, zombies_are_no_tasks];
+trials![
+    forks_threads_execs_and_exits,
+    odd_ends_of_calls,
+    tasks_older_than_the_agent,
+    zombies_are_no_tasks,
+    page_faults
+];
 
 fn count(scrape: &Scrape, what: &str, tenant: &str) -> u64 {
     scrape.count(&format!("kernmeter_{what}_total"), &[("tenant_id", tenant)])
@@ -113,6 +119,63 @@ fn zombies_are_no_tasks() -> Outcome {
     younger.kill_unreaped()?;
     let after = tasks(&agent.fresh()?);
     ensure!(after == 0.0, "{after} tasks in a cgroup of two zombies");
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// Pages that the workload touches itself, and those that the kernel touches for it.
+const OWN_PAGES: usize = 5000;
+const KERNEL_PAGES: usize = 2000;
+/// More faults than these a process has that only touches pages: of its stack and code.
+const OTHER_FAULTS: u64 = 1000;
+
+/// Touches new pages, one fault each: first itself, then by the kernel on its behalf.
+fn touch_pages() {
+    const PAGE: usize = 4096;
+    let new_pages = |number: usize| {
+        // SAFETY: new private memory, without huge pages, which would take one fault for 512 pages.
+        let memory = unsafe {
+            let (access, kind) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let memory = libc::mmap(std::ptr::null_mut(), number * PAGE, access, kind, -1, 0);
+            libc::madvise(memory, number * PAGE, libc::MADV_NOHUGEPAGE);
+            memory.cast::<u8>()
+        };
+        (0..number).map(move |page| memory.wrapping_add(page * PAGE))
+    };
+    for page in new_pages(OWN_PAGES) {
+        // SAFETY: inside the memory made above.
+        unsafe { page.write_volatile(1) };
+    }
+    // SAFETY: a name that ends in NUL; the kernel checks the rest.
+    let zero = unsafe { libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY) };
+    for page in new_pages(KERNEL_PAGES) {
+        // SAFETY: the kernel writes one byte inside the memory made above.
+        unsafe { libc::read(zero, page.cast(), 1) };
+    }
+}
+
+/// The probe `faults`: as many as the kernel's own count of the process says.
+fn page_faults() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy).section("kernel: {additional_probes: [faults]}"))?;
+    let tenant = hierarchy.tenant("toucher")?;
+    // SAFETY: it makes plain system calls and writes to memory of its own.
+    let ended = unsafe { Workload::call(&tenant, touch_pages)? };
+    let count = |scrape: &Scrape, mode: &str| {
+        scrape.count("kernmeter_page_faults_total", &[("tenant_id", "toucher"), ("mode", mode)])
+    };
+    let scrape = agent.settle(ended.faults, |scrape| count(scrape, "user") + count(scrape, "kernel"))?;
+    let (user, kernel) = (count(&scrape, "user"), count(&scrape, "kernel"));
+    for (faults, pages) in [(user, OWN_PAGES as u64), (kernel, KERNEL_PAGES as u64)] {
+        let expected = pages..pages + OTHER_FAULTS;
+        ensure!(expected.contains(&faults), "{faults} faults, expected {expected:?}");
+    }
+    ensure!(
+        user + kernel == ended.faults,
+        "{user} and {kernel} faults are not the {} that getrusage(2) tells",
+        ended.faults
+    );
     agent.stop_conserved()?;
     Ok(())
 }

@@ -116,8 +116,9 @@ fn start() -> Result<()> {
     }
     let missing: Vec<&str> = catalog::PROBES
         .iter()
+        .filter(|probe| probe.by_default)
         .flat_map(|probe| probe.hooks)
-        // Some kernels have a hook served by a twin of its program.
+        // Some kernels have a hook served by a variant of its program.
         .filter(|hook| !hook.programs().any(|program| loaded.iter().any(|name| name == program)))
         .map(|hook| hook.program)
         .collect();

@@ -6,14 +6,10 @@ use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, T
 use aya::{Btf, EbpfLoader};
 use kernmeter::catalog;
 use kernmeter::host::{BTF_PATH, Lockdown, lockdown};
-use kernmeter::kernel::{chain, object, offsets};
+use kernmeter::kernel::rejection::{Rejection, chain};
+use kernmeter::kernel::{object, offsets};
 
 use crate::report::Report;
-
-/// Last lines of a verifier's log that say why; the others say how it got there.
-const LAST_WORDS: usize = 4;
-/// Beginnings of lines that only say how much the verifier had to do.
-const STATISTICS: [&str; 5] = ["processed ", "verification time", "stack depth", "insns ", "subprog "];
 
 /// Loads every program of the object once, those included that the agent would not need on this kernel.
 ///
@@ -42,7 +38,7 @@ pub fn check(report: &mut Report) -> Result<()> {
                 report.accepted(name, info.and_then(|info| info.verified_instruction_count()));
             }
             Err(error) => {
-                report.rejected(name, &explain(&error));
+                report.rejected(name, &Rejection::from(error).to_string());
                 rejected.push(name);
             }
         }
@@ -67,18 +63,4 @@ fn load(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramError
         // A kind this does not know yet must not pass unseen.
         _ => Err(ProgramError::UnexpectedProgramType),
     }
-}
-
-/// Why a program was rejected: the last words of the verifier.
-fn explain(error: &ProgramError) -> String {
-    let ProgramError::LoadError { io_error, verifier_log } = error else { return chain(error) };
-    let log = verifier_log.to_string();
-    let mut last: Vec<&str> = log
-        .lines()
-        .rev()
-        .filter(|line| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start)))
-        .take(LAST_WORDS)
-        .collect();
-    last.reverse();
-    format!("{io_error}: {}", last.join(" | "))
 }

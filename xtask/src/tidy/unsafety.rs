@@ -1,6 +1,6 @@
 //! In: a source file; out: complaints about `unsafe` where it may not be, or without the reason why it is sound.
 
-use super::Source;
+use super::source::Source;
 
 /// The only files that may say `unsafe`: those that talk to the kernel through memory, and the tests that play it
 /// hostile programs. A path that ends in `/` stands for all below it.
@@ -87,10 +87,8 @@ mod tests {
     use super::*;
 
     fn complaints(path: &str, text: &str) -> usize {
-        let source =
-            Source { path: path.to_owned(), text: text.to_owned(), code: super::super::code::blank(text) };
         let mut complaints = Vec::new();
-        check(&source, &mut complaints);
+        check(&Source::new(path, text), &mut complaints);
         complaints.len()
     }
 

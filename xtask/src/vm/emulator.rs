@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::apt::{Apt, Sources};
-use super::cache;
+use super::places::cache;
 use crate::workspace;
 
 const PROGRAM: &str = "qemu-system-x86_64";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::scratch;
+use super::places::scratch;
 use crate::{agent, build_ebpf, workspace};
 
 /// Programs and where they lie in the initial file system.

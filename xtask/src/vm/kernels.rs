@@ -9,7 +9,7 @@ use std::{fs, thread};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::apt::{Apt, Sources};
-use super::cache;
+use super::places::cache;
 use crate::workspace;
 
 /// The flavour for virtual machines: small, with everything we need built in.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::apt::{Apt, Sources};
-use super::cache;
+use super::places::cache;
 use crate::workspace;
 
 /// Programs and Debian's packages of them.

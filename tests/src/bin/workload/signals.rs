@@ -1,8 +1,7 @@
 //! Signals: handlers that return, and a stop on the way to which the task is preempted.
 
-use std::fs;
-use std::io;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 

@@ -341,51 +341,6 @@ fn memory_is_told_as_the_allocator_sees_it() {
     }
 }
 
-#[test]
-#[ignore = "a measurement: run by `cargo xtask bench`"]
-fn nanoseconds_per_lookup() {
-    const PODS: u32 = 5000;
-    let mut cache = PodCache::default();
-    for title in ["first list", "the same again"] {
-        let all: Vec<Event> = (0..PODS).map(|n| Listed(usual(n))).collect();
-        let begin = std::time::Instant::now();
-        cache.apply(ListBegins, 0);
-        for event in all {
-            cache.apply(event, 0);
-        }
-        cache.apply(ListComplete, 0);
-        println!("{PODS} pods, {title}: {:.2} ms", begin.elapsed().as_secs_f64() * 1e3);
-    }
-    // Each once, in an order that no cache of the processor foresees.
-    let step = 7919;
-    let text: String = (0..2 * PODS).map(|n| id(n * step % (2 * PODS))).collect();
-    // Whoever asks has just read the id from a path.
-    let ids: Vec<&str> = (0..2 * PODS as usize).map(|n| &text[64 * n..64 * (n + 1)]).collect();
-    let uids: Vec<String> = (0..PODS).map(|n| usual(n * step % PODS).uid.to_string()).collect();
-    let names: Vec<Pod> = (0..PODS).map(|n| usual(n * step % PODS)).collect();
-    println!(
-        "{} bytes a pod; nanoseconds per lookup, least and median:",
-        cache.memory_bytes() / PODS as usize
-    );
-    print("container id", &ids, |id| cache.by_container(id).is_some());
-    print("UID", &uids, |uid| cache.by_uid(uid).is_some());
-    print("name", &names, |pod| cache.by_name(&pod.namespace, &pod.name).is_some());
-}
-
-/// In rounds short enough that most are not interrupted, over all keys twenty times.
-fn print<K>(by: &str, keys: &[K], find: impl Fn(&K) -> bool) {
-    let mut rounds: Vec<f64> = Vec::new();
-    for _ in 0..20 {
-        for keys in keys.chunks(250) {
-            let begin = std::time::Instant::now();
-            assert!(keys.iter().all(|key| std::hint::black_box(find(key))));
-            rounds.push(begin.elapsed().as_nanos() as f64 / keys.len() as f64);
-        }
-    }
-    rounds.sort_by(f64::total_cmp);
-    println!("  by {by:<14} {:6.1} {:6.1}", rounds[0], rounds[rounds.len() / 2]);
-}
-
 /// The same rules, said as plainly as can be: one list, searched each time.
 #[derive(Default)]
 struct Model {

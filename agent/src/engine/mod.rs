@@ -1,0 +1,264 @@
+//! Wires kernel, drain, identity, attribution and registry: configuration in, snapshots and balances out. Serves nothing.
+
+mod probes;
+mod start;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+pub use probes::{ProbeState, probe_state};
+pub use start::StartError;
+
+use crate::attribute::{Attribution, Balance};
+use crate::config::Config;
+use crate::drain::{Batch, Drain, SlotCounts};
+use crate::identity::pods::{Event, PodCache, Wanted};
+use crate::identity::tree::{Hierarchy, MOST_CGROUPS};
+use crate::identity::{Identifier, PodKnowledge};
+use crate::kernel::Kernel;
+use crate::kernel::maps::MapAccessError;
+use crate::lifecycle::{monotonic_ns, release_free_memory};
+use crate::registry::{Registry, Snapshot};
+
+/// How often the cgroup tree is compared with the slots.
+const RECONCILE: Duration = Duration::from_mins(1);
+/// After detaching, programs that were running finish; totals that no longer move for this long are final.
+const SETTLE: Duration = Duration::from_millis(5);
+/// Looks at unmoving totals at most.
+const SETTLE_LOOKS: u32 = 40;
+
+/// What a pass tells besides counts.
+#[derive(Debug)]
+pub struct Report {
+    /// Every conserved quantity.
+    pub balances: Vec<Balance>,
+    /// How long the pass took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// The largest deviation of an attributed sum from the kernel's own, relative.
+    pub fn error_ratio(&self, cpus: u32) -> f64 {
+        self.balances.iter().map(|balance| balance.error_ratio(u64::from(cpus))).fold(0.0, f64::max)
+    }
+}
+
+/// The metering side of the agent.
+pub struct Engine {
+    kernel: Kernel,
+    drain: Drain,
+    batch: Batch,
+    registry: Registry,
+    attribution: Attribution,
+    identifier: Identifier,
+    hierarchy: Hierarchy,
+    reconciled_ns: u64,
+    looked_up_ns: u64,
+    missing: HashSet<u32>,
+}
+
+impl Engine {
+    /// Loads and attaches everything the kernel accepts, gives each existing cgroup a slot, and reads the rows once.
+    ///
+    /// # Errors
+    /// Nothing can be metered, or a required probe cannot attach. Nothing stays behind in the kernel.
+    pub fn start(config: &Config, knowledge: PodKnowledge) -> Result<Engine, StartError> {
+        let (rules, users) = start::read_rules(config)?;
+        let identifier = Identifier::new(rules, users, knowledge);
+        let hierarchy = Hierarchy::find()?;
+        let constants = start::constants()?;
+        let plan = start::plan(config, &constants)?;
+        let mut kernel =
+            Kernel::load(plan, &constants, config.kernel.attach, &probes::chosen(&config.kernel))?;
+        // Before the rows are mapped: on a small host both at once would be too much.
+        release_free_memory();
+        let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
+        let mut registry = start::registry(config);
+        let attribution = Attribution::new(plan.slots, start::patience(config), &mut registry, &identifier);
+        start::attach(&mut kernel, &mut drain, &hierarchy)?;
+        probes::check(kernel.hooks(), &config.kernel.required_probes)?;
+        let mut engine = Engine {
+            kernel,
+            drain,
+            batch: Batch::default(),
+            registry,
+            attribution,
+            identifier,
+            hierarchy,
+            reconciled_ns: 0,
+            looked_up_ns: 0,
+            missing: HashSet::new(),
+        };
+        engine.pass()?;
+        Ok(engine)
+    }
+
+    /// Drains the kernel, attributes what came, and looks after cgroups whose name or end was missed.
+    ///
+    /// # Errors
+    /// The kernel refused access to a map; the next pass sees the same counts.
+    pub fn pass(&mut self) -> Result<Report, MapAccessError> {
+        let begun = monotonic_ns();
+        self.drain.pass(&mut self.kernel, begun, &mut self.batch)?;
+        self.attribution.apply(&self.batch, &mut self.registry, &self.identifier);
+        self.look_up_names(begun);
+        self.attribution.resolve(begun, &mut self.registry, &self.identifier);
+        self.registry.expire(begun);
+        self.identifier.expire(begun);
+        if begun.saturating_sub(self.reconciled_ns) >= RECONCILE.as_nanos() as u64 {
+            self.reconciled_ns = begun;
+            self.reconcile()?;
+        }
+        Ok(Report {
+            balances: self.attribution.balance(&self.batch, &self.registry),
+            took: Duration::from_nanos(monotonic_ns() - begun),
+        })
+    }
+
+    /// Whether slots may run out before the next pass is due.
+    pub fn is_pressed(&self) -> bool {
+        self.drain.is_pressed().unwrap_or(false)
+    }
+
+    /// Detaches every program, waits until the last has finished, and reads what is left: the totals are final and equal.
+    ///
+    /// # Errors
+    /// The kernel refused access to a map.
+    pub fn finish(&mut self) -> Result<Report, MapAccessError> {
+        // The last moments of running tasks are accounted while switches still are.
+        self.pass()?;
+        self.kernel.detach();
+        let mut last = self.drain.totals()?;
+        let mut quiet = 0;
+        for _ in 0..SETTLE_LOOKS {
+            std::thread::sleep(SETTLE);
+            let now = self.drain.totals()?;
+            quiet = if now == last { quiet + 1 } else { 0 };
+            last = now;
+            if quiet == 2 {
+                break;
+            }
+        }
+        let report = self.pass()?;
+        // Nothing more will be learnt.
+        self.attribution.resolve(u64::MAX, &mut self.registry, &self.identifier);
+        Ok(Report { balances: self.attribution.balance(&self.batch, &self.registry), ..report })
+    }
+
+    /// Applies new rules and user names to what is counted from now on. Counts made until now are attributed by the old.
+    ///
+    /// # Errors
+    /// A rule that makes no sense, or the kernel refused access to a map. The old rules stay.
+    pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
+        let (rules, users) = start::read_rules(config)?;
+        self.pass()?;
+        self.identifier.reload(rules, users);
+        self.attribution.resolve(monotonic_ns(), &mut self.registry, &self.identifier);
+        Ok(())
+    }
+
+    /// Takes in what was told of pods; what it means for counts shows at the next pass.
+    pub fn learn_pods(&mut self, events: impl IntoIterator<Item = Event>) {
+        let now_ns = monotonic_ns();
+        for event in events {
+            self.identifier.learn(event, now_ns);
+        }
+    }
+
+    /// What is known of pods.
+    pub fn pods(&self) -> &PodCache {
+        self.identifier.pods()
+    }
+
+    /// Whether pods will be told of and no list of them is complete yet.
+    pub fn knows_too_few_pods(&self) -> bool {
+        self.identifier.awaits_pods()
+    }
+
+    /// What the rules want to know of pods.
+    pub fn wanted(&self) -> Wanted {
+        self.identifier.wanted()
+    }
+
+    /// An immutable copy of every series.
+    pub fn publish(&mut self) -> Snapshot {
+        self.registry.publish(self.batch.taken_ns)
+    }
+
+    /// The registry, for tables.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The last batch: totals and losses.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// The kernel side.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The kernel side, for taking over its log.
+    pub fn kernel_mut(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// Slots by state.
+    pub fn slot_counts(&self) -> SlotCounts {
+        self.drain.slot_counts()
+    }
+
+    /// Times slots were given back to new owners.
+    pub fn slot_generations(&self) -> u64 {
+        self.drain.generations()
+    }
+
+    /// Rows in use: syscall rows, errno rows.
+    pub fn rows_used(&self) -> (u32, u32) {
+        self.drain.rows_used()
+    }
+
+    /// Slots and what became of them: waiting, refused, given up.
+    pub fn attribution(&self) -> &Attribution {
+        &self.attribution
+    }
+
+    /// Finds the paths of cgroups whose name the kernel side could not tell (its parent had no slot, say).
+    fn look_up_names(&mut self, now_ns: u64) {
+        let wanted: HashSet<u64> = self.attribution.pathless().into_iter().collect();
+        if wanted.is_empty() || now_ns.saturating_sub(self.looked_up_ns) < 1_000_000_000 {
+            return;
+        }
+        self.looked_up_ns = now_ns;
+        let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return };
+        for entry in walk.entries.iter().filter(|entry| wanted.contains(&entry.id)) {
+            self.attribution.learn(entry.id, &entry.path);
+        }
+    }
+
+    /// Gives slots to cgroups that found none, and ends slots whose cgroup's removal went unseen: gone in two looks in a row.
+    fn reconcile(&mut self) -> Result<(), MapAccessError> {
+        let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return Ok(()) };
+        start::adopt(&walk, &mut self.drain)?;
+        if walk.truncated {
+            return Ok(());
+        }
+        let alive: HashSet<u64> = walk.entries.iter().map(|entry| entry.id).collect();
+        let missing: HashSet<u32> = self
+            .attribution
+            .cgroups()
+            .filter(|(_, cgroup)| !alive.contains(cgroup))
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in missing.intersection(&self.missing) {
+            self.drain.mark_dead(*slot)?;
+        }
+        self.missing = missing;
+        Ok(())
+    }
+}
+
+/// The root of the hierarchy (its kernfs node is the first).
+const ROOT_CGROUP: u64 = 1;
