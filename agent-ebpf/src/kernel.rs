@@ -102,12 +102,17 @@ pub fn has_probe_read() -> bool {
     HAS_PROBE_READ.load() != 0
 }
 
+/// The number of this CPU.
+#[inline(always)]
+pub fn cpu() -> u32 {
+    // SAFETY: the helper takes nothing and only returns a number.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
 /// The shard this CPU writes.
 #[inline(always)]
 pub fn shard() -> u32 {
-    // SAFETY: the helper takes nothing and only returns a number.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    cpu & SHARD_MASK.load()
+    cpu() & SHARD_MASK.load()
 }
 
 /// Reads a field at an offset that the verifier knows as a constant.

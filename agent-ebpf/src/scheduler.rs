@@ -174,3 +174,25 @@ pub fn sched_migrate(ctx: BtfTracePointContext) {
         row::add(&mut row.migrations, 1);
     }
 }
+
+/// `CPUHP_CREATE_THREADS` of `include/linux/cpuhotplug.h`: the first step of each CPU that comes, on another CPU.
+const FIRST_STEP: u32 = 1;
+
+/// `cpuhp_exit(unsigned int cpu, int state, int idx, int ret)`, after each step of a CPU that comes or goes.
+#[btf_tracepoint(function = "cpuhp_exit")]
+pub fn cpuhp_exit(ctx: BtfTracePointContext) {
+    cpu_step(ctx.arg(0), ctx.arg(2));
+}
+
+/// As [`cpuhp_exit`], where the kernel has no BTF tracepoints.
+#[raw_tracepoint(tracepoint = "cpuhp_exit")]
+pub fn raw_cpuhp_exit(ctx: RawTracePointContext) {
+    cpu_step(ctx.arg(0), ctx.arg(2));
+}
+
+#[inline(always)]
+fn cpu_step(cpu: u32, step: u32) {
+    if step == FIRST_STEP {
+        flush::forget(cpu);
+    }
+}

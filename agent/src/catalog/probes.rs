@@ -179,6 +179,9 @@ pub static SCHEDULER: Probe = Probe {
         Hook::new("wakeup_new", "sched_wakeup_new(struct task_struct *p), since 4.4"),
         Hook::new("sched_migrate", "sched_migrate_task(struct task_struct *p, int dest_cpu), since 2.6.32")
             .optional(),
+        Hook::new("cpuhp_exit", "cpuhp_exit(unsigned int cpu, int state, int idx, int ret), since 4.6")
+            .raw("raw_cpuhp_exit")
+            .optional(),
     ],
     families: &[&CPU, &WAIT, &BLOCKED, &SWITCHES, &MIGRATIONS],
     columns: &[
