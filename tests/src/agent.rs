@@ -96,7 +96,7 @@ impl Stopped {
 
 /// Totals that must be in the final lines.
 pub const CONSERVED: [&str; 14] = [
-    "syscall_enter",
+    "syscalls",
     "syscall_exit",
     "syscall_error",
     "switches",
