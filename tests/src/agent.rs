@@ -256,6 +256,23 @@ impl Agent {
         Ok(scrape)
     }
 
+    /// The first scrape in which a growing count is at least this.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub fn reach(&self, least: u64, count: impl Fn(&Scrape) -> u64) -> Result<Scrape> {
+        let until = Instant::now() + ARRIVAL;
+        loop {
+            let scrape = self.scrape()?;
+            let seen = count(&scrape);
+            if seen >= least {
+                return Ok(scrape);
+            }
+            ensure!(Instant::now() < until, "counted {seen} instead of {least} or more after {ARRIVAL:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// A scrape of a snapshot whose drain began after this call.
     ///
     /// # Errors
