@@ -63,7 +63,7 @@ struct TaskIteration {
 /// Sets up the state of each task that is older than the agent. Run once at start by reading a task iterator.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub fn adopt_task(ctx: *mut c_void) -> i32 {
+pub extern "C" fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
     if !task.is_null() && !task::adopt(Task(task)) {

@@ -51,7 +51,7 @@ pub fn raw_exec(_: RawTracePointContext) {
 /// As [`process_exec`], on the trace event `sched:sched_process_exec`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_exec(_: *mut c_void) -> u32 {
+pub extern "C" fn event_exec(_: *mut c_void) -> u32 {
     exec(task::current());
     event::KEEP
 }
@@ -82,7 +82,7 @@ pub fn raw_exit(ctx: RawTracePointContext) {
 /// As [`process_exit`], on the trace event `sched:sched_process_exit`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_exit(ctx: *mut c_void) -> u32 {
+pub extern "C" fn event_exit(ctx: *mut c_void) -> u32 {
     // SAFETY: the record of this event, on a kernel that has the field.
     let group_dead =
         kernel::has_group_dead() && unsafe { event::field::<u8>(ctx, event::GROUP_DEAD) } & 1 != 0;

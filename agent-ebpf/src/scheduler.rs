@@ -58,15 +58,12 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
     let runnable = preempt || task_state == 0;
     row::count(if runnable { Total::SwitchInvoluntary } else { Total::SwitchVoluntary }, 1);
     let mut state = task::find(task);
-    let (slot, ran) = match &mut state {
-        Some(state) => {
-            let ran = task::take_runtime(state, task, elapsed);
-            (state.payer, ran)
-        }
-        None => {
-            row::lose(Loss::NoTaskState);
-            (slot::of_cgroup(task.cgroup_id()), elapsed)
-        }
+    let (slot, ran) = if let Some(state) = &mut state {
+        let ran = task::take_runtime(state, task, elapsed);
+        (state.payer, ran)
+    } else {
+        row::lose(Loss::NoTaskState);
+        (slot::of_cgroup(task.cgroup_id()), elapsed)
     };
     row::count(Total::CpuNs, ran);
     if let Some(row) = row::of_slot(slot) {

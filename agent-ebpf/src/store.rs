@@ -66,7 +66,7 @@ mod storage {
         // SAFETY: an aligned field of a map value.
         let before = unsafe {
             core::intrinsics::atomic_xchg::<u32, { core::intrinsics::AtomicOrdering::SeqCst }>(
-                &mut state.flags,
+                &raw mut state.flags,
                 0,
             )
         };
@@ -104,7 +104,7 @@ mod table {
     #[inline(always)]
     pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
         // SAFETY: a live map value: its entry is removed only after the task's last switch.
-        TASKS.get_ptr_mut(&(task.0 as u64)).map(|state| unsafe { &mut *state })
+        TASKS.get_ptr_mut(task.0 as u64).map(|state| unsafe { &mut *state })
     }
 
     /// The task's id: an address is used again.
@@ -117,14 +117,14 @@ mod table {
     /// or the table is full.
     #[inline(always)]
     pub fn create<'a>(task: Task, state: &TaskState) -> (bool, Option<&'a mut TaskState>) {
-        let added = TASKS.insert(&(task.0 as u64), state, NOEXIST).is_ok();
+        let added = TASKS.insert(task.0 as u64, state, NOEXIST).is_ok();
         (added, find(task))
     }
 
     /// Removes a task's entry. True for one caller.
     #[inline(always)]
     pub fn end(_: &mut TaskState, task: Task) -> bool {
-        TASKS.remove(&(task.0 as u64)).is_ok()
+        TASKS.remove(task.0 as u64).is_ok()
     }
 
     /// The state of a task that was at this address before, and whose last switch went unseen.

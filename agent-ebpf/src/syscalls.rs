@@ -29,7 +29,7 @@ pub fn raw_sys_enter(ctx: RawTracePointContext) {
 /// As [`sys_enter`], on the trace event `raw_syscalls:sys_enter`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_sys_enter(ctx: *mut c_void) -> u32 {
+pub extern "C" fn event_sys_enter(ctx: *mut c_void) -> u32 {
     // SAFETY: the record of this event.
     enter(unsafe { event::field(ctx, event::ENTER_ID) });
     event::KEEP
@@ -77,7 +77,7 @@ pub fn raw_sys_exit(ctx: RawTracePointContext) {
 /// As [`sys_exit`], on the trace event `raw_syscalls:sys_exit`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_sys_exit(ctx: *mut c_void) -> u32 {
+pub extern "C" fn event_sys_exit(ctx: *mut c_void) -> u32 {
     // SAFETY: the record of this event.
     let number = || unsafe { event::field(ctx, event::EXIT_ID) };
     // SAFETY: as above.
