@@ -45,11 +45,13 @@ impl Hook {
     }
 
     /// Also served by this program on a raw tracepoint.
+    #[must_use]
     pub const fn raw(self, program: &'static str) -> Hook {
         Hook { raw_variant: Some(program), ..self }
     }
 
     /// Also served by this program on the trace event of the same name in this group.
+    #[must_use]
     pub const fn event(
         self,
         program: &'static str,
@@ -60,6 +62,7 @@ impl Hook {
     }
 
     /// The probe counts exactly without it.
+    #[must_use]
     pub const fn optional(self) -> Hook {
         Hook { optional: true, ..self }
     }
