@@ -95,18 +95,18 @@ fn cpu_is_audited_by_cgroup() -> Outcome {
     let (spun, forked) = (hierarchy.tenant("spun")?, hierarchy.tenant("forked")?);
     let (left, right) = (hierarchy.tenant("left")?, hierarchy.tenant("right")?);
     let mut spinner = Workload::spawn(&spun, &["flood"])?;
-    let mut forker = Workload::spawn(&forked, &["flood", "--forks"])?;
+    let mut storm = Workload::spawn(&forked, &["flood", "--forks"])?;
     let mut mover = Workload::spawn(&left, &["flood"])?;
-    for workload in [&mut spinner, &mut forker, &mut mover] {
+    for workload in [&mut spinner, &mut storm, &mut mover] {
         workload.go()?;
     }
     // A comparison takes some 5 s of CPU time in each; what each gets depends on the rest of the host.
     let until = Instant::now() + Duration::from_mins(2);
     let busy = [&spun, &forked];
-    let mut moves = 0;
+    let mut moved_times = 0;
     loop {
-        [&right, &left][moves % 2].enter(mover.pid())?;
-        moves += 1;
+        [&right, &left][moved_times % 2].enter(mover.pid())?;
+        moved_times += 1;
         std::thread::sleep(Duration::from_millis(100));
         let used = busy.iter().map(|c| c.cpu_seconds()).collect::<Result<Vec<_>, _>>()?;
         if used.iter().all(|seconds| *seconds > 12.0) {
@@ -115,12 +115,12 @@ fn cpu_is_audited_by_cgroup() -> Outcome {
         ensure!(Instant::now() < until, "{used:?} s of CPU time in two minutes");
     }
     let scrape = agent.fresh()?;
-    [spinner, forker, mover].into_iter().try_for_each(|workload| workload.kill().map(drop))?;
+    [spinner, storm, mover].into_iter().try_for_each(|workload| workload.kill().map(drop))?;
 
     let compared = scrape.count(READINGS, &[("outcome", "compared")]);
     let ratio = scrape.find(RATIO, &[("quantity", "cpu_by_cgroup")]).next().context("no such ratio")?.value();
-    println!("{compared} comparisons, {moves} moves, ratio {ratio}");
-    for quantity in ["cpu", "syscall_enter", "switches", "wait"] {
+    println!("{compared} comparisons, {moved_times} moved_times, ratio {ratio}");
+    for quantity in ["cpu", "syscalls", "switches", "wait"] {
         let own = [("quantity", quantity)];
         ensure!(scrape.find(RATIO, &own).any(|s| s.value() == 0.0), "no ratio of {quantity} that is 0");
     }

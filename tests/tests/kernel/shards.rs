@@ -61,9 +61,9 @@ fn count(shards: u32, mode: ReadMode) -> Outcome {
             let kind = subject.kind();
             match subject {
                 Subject::Syscall(syscall) => {
-                    let made = cells[kind.cell_of(offset_of!(SyscallRow, calls))];
-                    *calls.entry(syscall).or_default() += made;
-                    total += made;
+                    let counted = cells[kind.cell_of(offset_of!(SyscallRow, calls))];
+                    *calls.entry(syscall).or_default() += counted;
+                    total += counted;
                 }
                 Subject::Slot => total += cells[kind.cell_of(offset_of!(SlotRow, overflow_calls))],
                 Subject::Errno(..) => {}
