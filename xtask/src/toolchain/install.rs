@@ -126,6 +126,9 @@ fn linker(toolchain: &Toolchain) -> Result<()> {
             .env_remove("RUSTFLAGS")
             .env("CARGO_ENCODED_RUSTFLAGS", format!("-L{}", prefix.join("lib").display()))
             .env("CARGO_TARGET_DIR", workspace::target().join("bpf-linker"))
+            // Its own code hardly runs: the work is LLVM's. So half the time to build it is saved.
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
             .env_remove("RUSTC_BOOTSTRAP");
         if force {
             install.arg("--force");
