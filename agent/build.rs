@@ -16,7 +16,7 @@ fn main() {
     revision();
     for (name, file) in OBJECTS {
         println!("cargo::rerun-if-env-changed={name}");
-        match object(name, file) {
+        match object(name, file).and_then(of_this_abi) {
             Ok(path) => {
                 println!("cargo::rerun-if-changed={}", path.display());
                 println!("cargo::rustc-env={name}={}", path.display());
@@ -56,6 +56,20 @@ fn object(name: &str, file: &str) -> Result<PathBuf, String> {
         .ok_or_else(|| {
             "the eBPF object that the agent embeds is missing: run `cargo xtask build-ebpf` first".to_owned()
         })
+}
+
+/// Refuses an object whose rows are laid out in another way than the agent reads them: its counts would be other counts.
+fn of_this_abi(path: PathBuf) -> Result<PathBuf, String> {
+    let object =
+        std::fs::read(&path).map_err(|error| format!("cannot read \"{}\": {error}", path.display()))?;
+    let fingerprint = kernmeter_abi::FINGERPRINT_TEXT;
+    if object.windows(fingerprint.len()).any(|text| text == fingerprint) {
+        return Ok(path);
+    }
+    Err(format!(
+        "the eBPF object \"{}\" was built from another layout of rows: run `cargo xtask build-ebpf` again",
+        path.display()
+    ))
 }
 
 /// `KERNMETER_REVISION`: as given by the environment (releases), else git's, else `unknown`.

@@ -27,14 +27,14 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) {
     let id = cgroup.id();
     let parent_id = cgroup.parent().id();
     // SAFETY: the value is copied at once.
-    let parent = unsafe { CGROUPS.get(&parent_id) }.copied();
+    let parent = unsafe { CGROUPS.get(parent_id) }.copied();
     let parent = parent.unwrap_or(CgroupRef { slot: SLOT_OVERFLOW, flags: 0 });
     let own = if parent.flags & CgroupRef::INHERIT != 0 {
         CgroupRef { slot: parent.slot, flags: CgroupRef::INHERIT | CgroupRef::NESTED }
     } else {
         new_slot(&ctx, cgroup, id, parent_id, parent.slot)
     };
-    if CGROUPS.insert(&id, &own, NOEXIST).is_err() {
+    if CGROUPS.insert(id, own, NOEXIST).is_err() {
         row::lose(Loss::CgroupMapFull);
     }
 }
@@ -56,21 +56,16 @@ fn new_slot(
     let name = &scratch.name;
     // The mask keeps the index inside the array in terms the verifier follows; `is_workload_name` stays below `len`.
     let flags = if is_workload_name(len, |i| name[i & NAME_MAX]) { CgroupRef::INHERIT } else { 0 };
-    let slot = match SLOT_FREE.pop() {
-        Ok(Some(slot)) => slot,
-        _ => {
-            let lost = row::lose(Loss::SlotExhausted);
-            // A message at the first, second, fourth, eighth: a storm of cgroups must not become one of messages.
-            if lost & lost.wrapping_sub(1) == 0 {
-                warn!(
-                    ctx,
-                    "no free slot for cgroup {}: it is billed to the overflow slot; {} so on this cpu",
-                    id,
-                    lost
-                );
-            }
-            return CgroupRef { slot: SLOT_OVERFLOW, flags };
+    let Ok(Some(slot)) = SLOT_FREE.pop() else {
+        let lost = row::lose(Loss::SlotExhausted);
+        // A message at the first, second, fourth, eighth: a storm of cgroups must not become one of messages.
+        if lost & lost.wrapping_sub(1) == 0 {
+            warn!(
+                ctx,
+                "no free slot for cgroup {}: it is billed to the overflow slot; {} so on this cpu", id, lost
+            );
         }
+        return CgroupRef { slot: SLOT_OVERFLOW, flags };
     };
     if let Some(info) = SLOTS.get_ptr_mut(slot) {
         // SAFETY: a live map value that nobody else writes: the slot was in the free queue until now.
@@ -113,10 +108,10 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) {
     row::count(Total::CgroupRmdir, 1);
     let id = cgroup.id();
     // SAFETY: the value is copied at once.
-    let Some(own) = (unsafe { CGROUPS.get(&id) }).copied() else { return };
+    let Some(own) = (unsafe { CGROUPS.get(id) }).copied() else { return };
     if own.slot == SLOT_OVERFLOW || own.flags & CgroupRef::NESTED != 0 {
         // The slot is not this cgroup's own: only its entry goes.
-        let _ = CGROUPS.remove(&id);
+        let _ = CGROUPS.remove(id);
         return;
     }
     // The entry stays until the agent recycles the slot: the last tasks may still be on their way out.

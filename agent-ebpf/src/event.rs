@@ -10,6 +10,8 @@ pub const KEEP: u32 = 1;
 
 /// The call number, of `trace_event_raw_sys_enter`.
 pub const ENTER_ID: usize = 8;
+/// The call number, of `trace_event_raw_sys_exit`.
+pub const EXIT_ID: usize = 8;
 /// The result, of `trace_event_raw_sys_exit`.
 pub const EXIT_RET: usize = 16;
 /// `group_dead`, of `trace_event_raw_sched_process_exit`.

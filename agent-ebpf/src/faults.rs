@@ -3,8 +3,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use kernmeter_abi::Total;
 
-use crate::row;
-use crate::task;
+use crate::{row, task};
 
 /// `page_fault_user(unsigned long address, struct pt_regs *regs, unsigned long error_code)`, with interrupts off.
 #[btf_tracepoint(function = "page_fault_user")]

@@ -6,18 +6,27 @@ use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use kernmeter_abi::{Loss, Total};
 
-use crate::kernel::Task;
+use crate::kernel::{self, Task};
 use crate::maps::CPU_SINCE;
 use crate::{row, slot, task};
 
 /// Nanoseconds since this CPU was last accounted, which becomes `now`; 0 the first time.
 #[inline(always)]
 pub fn since_last(now: u64) -> u64 {
-    let Some(since) = CPU_SINCE.get_ptr_mut(0) else { return 0 };
-    // SAFETY: a live per-CPU map value, written with interrupts or preemption off.
-    let since = unsafe { &mut *since };
+    let Some(since) = CPU_SINCE.get_ptr_mut(kernel::cpu()) else { return 0 };
+    // SAFETY: a live map value, written by its CPU alone while that is online, with interrupts or preemption off.
+    let since = unsafe { &mut (*since).ns };
     let last = core::mem::replace(since, now);
     if last == 0 || now < last { 0 } else { now - last }
+}
+
+/// Forgets when a CPU was last accounted, which is not online yet: whatever it did since, it did not idle.
+#[inline(always)]
+pub fn forget(cpu: u32) {
+    if let Some(since) = CPU_SINCE.get_ptr_mut(cpu) {
+        // SAFETY: a live map value that nobody else writes now.
+        unsafe { (*since).ns = 0 };
+    }
 }
 
 /// Accounts the task now running on this CPU up to now. Never attached: the agent runs it on each CPU before it reads the
@@ -34,8 +43,8 @@ pub fn flush_cpu(_: RawTracePointContext) {
     }
     let (slot, ran) = match task::find(current) {
         Some(state) => {
-            let ran = task::take_runtime(state, current);
-            let payer = state.payer.into();
+            let ran = task::take_runtime_so_far(state, current, elapsed);
+            let payer = state.payer;
             task::bind_payer(state, current);
             (payer, ran)
         }
@@ -54,13 +63,11 @@ struct TaskIteration {
 /// Sets up the state of each task that is older than the agent. Run once at start by reading a task iterator.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub fn adopt_task(ctx: *mut c_void) -> i32 {
+pub extern "C" fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
-    if !task.is_null() && !Task(task).is_dead() {
-        if task::find_or_create(Task(task)).is_none() {
-            row::lose(Loss::TaskStateFailed);
-        }
+    if !task.is_null() && !task::adopt(Task(task)) {
+        row::lose(Loss::TaskStateFailed);
     }
     0
 }

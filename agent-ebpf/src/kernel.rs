@@ -24,6 +24,11 @@ offsets! {
     /// `task_struct.thread_info.status` (x86).
     OFF_TASK_STATUS,
     OFF_TASK_SIGNAL,
+    OFF_TASK_PTRACE,
+    /// `task_struct.seccomp.mode`; 0 where the kernel has no seccomp.
+    OFF_TASK_SECCOMP,
+    /// `pt_regs.orig_ax`.
+    OFF_REGS_NR,
     OFF_SIGNAL_EXEC,
     OFF_CSSSET_DFL,
     OFF_CGROUP_KN,
@@ -97,12 +102,17 @@ pub fn has_probe_read() -> bool {
     HAS_PROBE_READ.load() != 0
 }
 
+/// The number of this CPU.
+#[inline(always)]
+pub fn cpu() -> u32 {
+    // SAFETY: the helper takes nothing and only returns a number.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
 /// The shard this CPU writes.
 #[inline(always)]
 pub fn shard() -> u32 {
-    // SAFETY: the helper takes nothing and only returns a number.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    cpu & SHARD_MASK.load()
+    cpu() & SHARD_MASK.load()
 }
 
 /// Reads a field at an offset that the verifier knows as a constant.
@@ -124,6 +134,12 @@ unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
 #[cfg(feature = "task_table")]
 #[inline(always)]
 unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
+    field_by_address(base, offset)
+}
+
+/// Reads a field by address: 0 where there is none. Not under lockdown=confidentiality.
+#[inline(always)]
+fn field_by_address<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
     let mut value = core::mem::MaybeUninit::<T>::zeroed();
     // SAFETY: the destination is as large as said; every `T` here is a number or an address, for which all bytes are valid.
     unsafe {
@@ -137,8 +153,9 @@ unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u32>) -> T {
     }
 }
 
-/// `PF_KTHREAD` of `include/linux/sched.h`.
-const PF_KTHREAD: u32 = 0x0020_0000;
+/// `PF_KTHREAD`, `PF_IO_WORKER` and, since Linux 6.4, `PF_USER_WORKER` (vhost's) of `include/linux/sched.h`. What the last bit
+/// was until 5.17 is set in a task only while it loads a module.
+const PF_WORKER: u32 = 0x0020_0000 | 0x0000_0010 | 0x0000_4000;
 /// `TS_COMPAT` of `arch/x86/include/asm/thread_info.h`: in a 32-bit syscall.
 const TS_COMPAT: u32 = 0x0002;
 
@@ -165,10 +182,10 @@ impl Task {
         self.read(&OFF_TASK_TGID)
     }
 
-    /// Whether it is a kernel thread.
+    /// Whether it never runs a program: a kernel thread, or a worker that the kernel made for a process.
     #[inline(always)]
-    pub fn is_kernel_thread(self) -> bool {
-        self.read::<u32>(&OFF_TASK_FLAGS) & PF_KTHREAD != 0
+    pub fn is_worker(self) -> bool {
+        self.read::<u32>(&OFF_TASK_FLAGS) & PF_WORKER != 0
     }
 
     /// Scheduler state: 0 when runnable.
@@ -203,6 +220,13 @@ impl Task {
         unsafe { field::<u64>(signal, &OFF_SIGNAL_EXEC) != 0 }
     }
 
+    /// Whether somebody may answer a call before it is entered: a seccomp filter, or a tracer.
+    #[inline(always)]
+    pub fn may_be_answered(self) -> bool {
+        (OFF_TASK_SECCOMP.load() != 0 && self.read::<u32>(&OFF_TASK_SECCOMP) != 0)
+            || self.read::<u32>(&OFF_TASK_PTRACE) != 0
+    }
+
     /// Id of the task's cgroup in the default hierarchy.
     #[inline(always)]
     pub fn cgroup_id(self) -> u64 {
@@ -212,6 +236,25 @@ impl Task {
             let cgroup: *const c_void = field(set, &OFF_CSSSET_DFL);
             Cgroup(cgroup).id()
         }
+    }
+}
+
+/// The registers with which a task came into the kernel, as `sys_exit` passes them.
+#[derive(Clone, Copy)]
+pub struct Registers(pub *const c_void);
+
+impl Registers {
+    /// The number of the call, as `sys_enter` would have passed it.
+    #[inline(always)]
+    pub fn call_number(self) -> i64 {
+        // SAFETY: the argument of a `tp_btf` program.
+        unsafe { field::<i32>(self.0, &OFF_REGS_NR).into() }
+    }
+
+    /// The same where the argument is a plain address; -1, of which no call has the number, where memory cannot be read.
+    #[inline(always)]
+    pub fn call_number_by_address(self) -> i64 {
+        if has_probe_read() { field_by_address::<i32>(self.0, &OFF_REGS_NR).into() } else { -1 }
     }
 }
 

@@ -3,7 +3,11 @@
 #![no_main]
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "core::sync::atomic lacks fetch_add on this target")]
-#![allow(missing_docs, reason = "programs are entry points of the kernel, not an API")]
+#![allow(
+    clippy::inline_always,
+    reason = "programs are one function each, for the verifier's sake and for speed"
+)]
+#![allow(clippy::needless_pass_by_value, reason = "the macros of programs pass their contexts by value")]
 
 // Every other file of this folder is a module: one of programs for each phenomenon, and what they share.
 automod::dir!("src");

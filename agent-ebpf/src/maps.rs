@@ -7,6 +7,14 @@ use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::{CgroupRef, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
 
+/// An entry of [`CPU_SINCE`], as large as a cache line: each CPU writes its own at every switch.
+#[repr(C)]
+pub struct CpuSince {
+    /// `CLOCK_MONOTONIC` nanoseconds; 0 if the CPU was not accounted since it came.
+    pub ns: u64,
+    _apart: [u64; 7],
+}
+
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// cgroup id -> slot. Written by the cgroup hooks and by the agent's scans.
@@ -54,9 +62,10 @@ pub static TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
 /// What was lost, by reason.
 #[btf_map]
 pub static LOSSES: PerCpuArray<Losses, 1> = PerCpuArray::new();
-/// When the task (or the idle task) now on this CPU was last accounted, `CLOCK_MONOTONIC` nanoseconds.
+/// `[cpu]` -> when the task (or the idle task) now on the CPU was last accounted. Not a per-CPU array: another CPU clears the
+/// entry of one that was offline.
 #[btf_map]
-pub static CPU_SINCE: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static CPU_SINCE: Array<CpuSince, 1> = Array::new();
 /// Room to read a name into: too large for the stack.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<SlotInfo, 1> = PerCpuArray::new();

@@ -8,12 +8,17 @@ use kernmeter_abi::{Loss, Total};
 use crate::kernel::{self, Task};
 use crate::{event, row, task};
 
-/// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`: the child has its cgroup and cannot run yet.
-#[btf_tracepoint(function = "sched_process_fork")]
-pub fn process_fork(ctx: BtfTracePointContext) {
-    let child = Task(ctx.arg(1));
-    match task::create(child) {
-        Some(state) => count_new(child, state.slot),
+/// `task_newtask(struct task_struct *task, u64 clone_flags)`: the task has its cgroup and cannot run yet. Unlike
+/// `sched_process_fork` it also sees workers that the kernel makes for a process, for `io_uring` and vhost.
+#[btf_tracepoint(function = "task_newtask")]
+pub fn task_newtask(ctx: BtfTracePointContext) {
+    let task = Task(ctx.arg(0));
+    // The idle task of a CPU that comes for the first time.
+    if task.pid() == 0 {
+        return;
+    }
+    match task::create(task) {
+        Some(state) => count_new(task, state.slot),
         // Counted when it is woken for the first time.
         None => {
             row::lose(Loss::TaskStateFailed);
@@ -46,7 +51,7 @@ pub fn raw_exec(_: RawTracePointContext) {
 /// As [`process_exec`], on the trace event `sched:sched_process_exec`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_exec(_: *mut c_void) -> u32 {
+pub extern "C" fn event_exec(_: *mut c_void) -> u32 {
     exec(task::current());
     event::KEEP
 }
@@ -77,7 +82,7 @@ pub fn raw_exit(ctx: RawTracePointContext) {
 /// As [`process_exit`], on the trace event `sched:sched_process_exit`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_exit(ctx: *mut c_void) -> u32 {
+pub extern "C" fn event_exit(ctx: *mut c_void) -> u32 {
     // SAFETY: the record of this event, on a kernel that has the field.
     let group_dead =
         kernel::has_group_dead() && unsafe { event::field::<u8>(ctx, event::GROUP_DEAD) } & 1 != 0;

@@ -121,7 +121,7 @@ pub fn of_syscall<'a>(row: u32) -> Option<&'a mut SyscallRow> {
 #[inline(always)]
 pub fn find_syscall(key: u32) -> u32 {
     // SAFETY: the value is copied at once; entries are deleted only when no task of the slot is left.
-    if let Some(row) = unsafe { SYS_INDEX.get(&key) } {
+    if let Some(row) = unsafe { SYS_INDEX.get(key) } {
         return *row;
     }
     allocate_syscall(key)
@@ -133,11 +133,11 @@ fn allocate_syscall(key: u32) -> u32 {
         lose(Loss::RowExhausted);
         return ROW_OVERFLOW;
     };
-    if SYS_INDEX.insert(&key, &row, NOEXIST).is_err() {
+    if SYS_INDEX.insert(key, row, NOEXIST).is_err() {
         // Another CPU was first, or the index is full.
         let _ = SYS_FREE.push(row, 0);
         // SAFETY: as in `find_syscall`.
-        if let Some(row) = unsafe { SYS_INDEX.get(&key) } {
+        if let Some(row) = unsafe { SYS_INDEX.get(key) } {
             return *row;
         }
         lose(Loss::RowExhausted);
@@ -155,7 +155,7 @@ fn allocate_syscall(key: u32) -> u32 {
 pub fn count_errno(slot: u32, syscall: u32, errno: u32) -> bool {
     let key = (u64::from(slot) << 32) | (u64::from(syscall) << 16) | u64::from(errno & 0xffff);
     // SAFETY: the value is copied at once.
-    let row = match unsafe { ERR_INDEX.get(&key) } {
+    let row = match unsafe { ERR_INDEX.get(key) } {
         Some(row) => *row,
         None => match allocate_errno(key) {
             Some(row) => row,
@@ -178,10 +178,10 @@ fn allocate_errno(key: u64) -> Option<u32> {
         lose(Loss::ErrorRowExhausted);
         return None;
     };
-    if ERR_INDEX.insert(&key, &row, NOEXIST).is_err() {
+    if ERR_INDEX.insert(key, row, NOEXIST).is_err() {
         let _ = ERR_FREE.push(row, 0);
         // SAFETY: the value is copied at once.
-        let found = unsafe { ERR_INDEX.get(&key) }.copied();
+        let found = unsafe { ERR_INDEX.get(key) }.copied();
         if found.is_none() {
             lose(Loss::ErrorRowExhausted);
         }

@@ -58,15 +58,12 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
     let runnable = preempt || task_state == 0;
     row::count(if runnable { Total::SwitchInvoluntary } else { Total::SwitchVoluntary }, 1);
     let mut state = task::find(task);
-    let (slot, ran) = match &mut state {
-        Some(state) => {
-            let ran = task::take_runtime(state, task);
-            (state.payer.into(), ran)
-        }
-        None => {
-            row::lose(Loss::NoTaskState);
-            (slot::of_cgroup(task.cgroup_id()), elapsed)
-        }
+    let (slot, ran) = if let Some(state) = &mut state {
+        let ran = task::take_runtime(state, task, elapsed);
+        (state.payer, ran)
+    } else {
+        row::lose(Loss::NoTaskState);
+        (slot::of_cgroup(task.cgroup_id()), elapsed)
     };
     row::count(Total::CpuNs, ran);
     if let Some(row) = row::of_slot(slot) {
@@ -105,14 +102,14 @@ fn switch_in(task: Task, now: u64) {
         };
         if until < blocked {
             row::lose(Loss::ClockBackwards);
-        } else if state.row != ROW_NONE || !task.is_kernel_thread() {
-            // A kernel thread that sleeps has nothing to do: nobody waits for it.
+        } else if state.row != ROW_NONE || !task.is_worker() {
+            // A worker that sleeps has nothing to do: nobody waits for it.
             charge_blocked(state, until - blocked);
         }
     }
     if state.row == ROW_NONE {
         task::rebind(state, task);
-        state.payer = state.slot as u16;
+        state.payer = state.slot;
     } else {
         task::bind_payer(state, task);
     }
@@ -125,7 +122,7 @@ fn switch_in(task: Task, now: u64) {
     }
     row::count(Total::Waits, 1);
     row::count(Total::WaitNs, now - woken);
-    if let Some(row) = row::of_slot(state.payer.into()) {
+    if let Some(row) = row::of_slot(state.payer) {
         row::add(&mut row.wait_ns, now - woken);
         row::observe(&mut row.wait_buckets, now - woken);
     }
@@ -144,16 +141,16 @@ fn charge_blocked(state: &TaskState, ns: u64) {
     }
 }
 
-/// Notes when a task became runnable; false if it has no state. One that was preempted on its way to sleep has been runnable
-/// since then: being woken adds nothing.
+/// Notes when a task became runnable. One that was preempted on its way to sleep has been runnable since then: being woken adds
+/// nothing.
 #[inline(always)]
-fn woken(task: Task) -> bool {
-    let Some(state) = task::find(task) else { return false };
+fn woken<'a>(task: Task) -> Option<&'a mut TaskState> {
+    let state = task::find(task)?;
     if state.wake_ns == 0 {
         // SAFETY: the helper takes nothing.
         state.wake_ns = unsafe { bpf_ktime_get_ns() };
     }
-    true
+    Some(state)
 }
 
 /// `sched_wakeup(struct task_struct *p)`, run-queue lock held.
@@ -163,13 +160,16 @@ pub fn sched_wakeup(ctx: BtfTracePointContext) {
 }
 
 /// `sched_wakeup_new(struct task_struct *p)`, run-queue lock held. Each new task comes by once, with interrupts off: one that
-/// `process_fork` could not set up, or missed, is counted here.
+/// `task_newtask` could not set up, or missed, is counted here.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn wakeup_new(ctx: BtfTracePointContext) {
     let task = Task(ctx.arg(0));
-    if !woken(task) {
-        process::count_new(task, slot::of_cgroup(task.cgroup_id()));
-    }
+    let slot = match woken(task) {
+        Some(state) if state.flags & TaskState::COUNTED != 0 => return,
+        Some(state) => state.slot,
+        None => slot::of_cgroup(task.cgroup_id()),
+    };
+    process::count_new(task, slot);
 }
 
 /// `sched_migrate_task(struct task_struct *p, int dest_cpu)`, run-queue or wake-up lock held.
@@ -179,5 +179,27 @@ pub fn sched_migrate(ctx: BtfTracePointContext) {
     row::count(Total::Migrations, 1);
     if let Some(row) = row::of_slot(task::slot_of(task)) {
         row::add(&mut row.migrations, 1);
+    }
+}
+
+/// `CPUHP_CREATE_THREADS` of `include/linux/cpuhotplug.h`: the first step of each CPU that comes, on another CPU.
+const FIRST_STEP: u32 = 1;
+
+/// `cpuhp_exit(unsigned int cpu, int state, int idx, int ret)`, after each step of a CPU that comes or goes.
+#[btf_tracepoint(function = "cpuhp_exit")]
+pub fn cpuhp_exit(ctx: BtfTracePointContext) {
+    cpu_step(ctx.arg(0), ctx.arg(2));
+}
+
+/// As [`cpuhp_exit`], where the kernel has no BTF tracepoints.
+#[raw_tracepoint(tracepoint = "cpuhp_exit")]
+pub fn raw_cpuhp_exit(ctx: RawTracePointContext) {
+    cpu_step(ctx.arg(0), ctx.arg(2));
+}
+
+#[inline(always)]
+fn cpu_step(cpu: u32, step: u32) {
+    if step == FIRST_STEP {
+        flush::forget(cpu);
     }
 }

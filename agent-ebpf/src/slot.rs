@@ -8,12 +8,11 @@ use crate::row;
 #[inline(always)]
 pub fn of_cgroup(id: u64) -> u32 {
     // SAFETY: the value is copied at once.
-    match unsafe { CGROUPS.get(&id) } {
-        Some(found) => found.slot,
-        None => {
-            row::lose(Loss::UnknownCgroup);
-            SLOT_OVERFLOW
-        }
+    if let Some(found) = unsafe { CGROUPS.get(id) } {
+        found.slot
+    } else {
+        row::lose(Loss::UnknownCgroup);
+        SLOT_OVERFLOW
     }
 }
 

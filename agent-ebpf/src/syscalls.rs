@@ -1,12 +1,14 @@
-//! In: syscall entries and exits; out: calls, errors, durations per slot and syscall. Knows no syscall names.
+//! In: syscall entries and exits; out: calls, errors, durations per slot and syscall, and calls that were answered before they
+//! were entered. Knows no syscall names.
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use kernmeter_abi::task::ROW_NONE;
-use kernmeter_abi::{Loss, Total, syscall_key};
+use kernmeter_abi::task::{CALL_NONE, ROW_NONE};
+use kernmeter_abi::{Loss, SyscallRow, Total, syscall_key};
 
+use crate::kernel::{Registers, Task};
 use crate::{event, row, slot, task};
 
 /// `MAX_ERRNO` of `include/linux/err.h`.
@@ -27,7 +29,7 @@ pub fn raw_sys_enter(ctx: RawTracePointContext) {
 /// As [`sys_enter`], on the trace event `raw_syscalls:sys_enter`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_sys_enter(ctx: *mut c_void) -> u32 {
+pub extern "C" fn event_sys_enter(ctx: *mut c_void) -> u32 {
     // SAFETY: the record of this event.
     enter(unsafe { event::field(ctx, event::ENTER_ID) });
     event::KEEP
@@ -63,21 +65,23 @@ fn enter(nr: i64) {
 /// `sys_exit(struct pt_regs *regs, long ret)`, since 5.5 as `tp_btf`.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) {
-    exit(ctx.arg(1));
+    exit(ctx.arg(1), || Registers(ctx.arg(0)).call_number());
 }
 
 /// As [`sys_exit`], where the kernel has no BTF tracepoints.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn raw_sys_exit(ctx: RawTracePointContext) {
-    exit(ctx.arg(1));
+    exit(ctx.arg(1), || Registers(ctx.arg(0)).call_number_by_address());
 }
 
 /// As [`sys_exit`], on the trace event `raw_syscalls:sys_exit`: with preemption off.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-pub fn event_sys_exit(ctx: *mut c_void) -> u32 {
+pub extern "C" fn event_sys_exit(ctx: *mut c_void) -> u32 {
     // SAFETY: the record of this event.
-    exit(unsafe { event::field(ctx, event::EXIT_RET) });
+    let number = || unsafe { event::field(ctx, event::EXIT_ID) };
+    // SAFETY: as above.
+    exit(unsafe { event::field(ctx, event::EXIT_RET) }, number);
     event::KEEP
 }
 
@@ -87,20 +91,15 @@ fn errno_of(ret: i64) -> u32 {
     if (-MAX_ERRNO..0).contains(&ret) { -ret as u32 } else { 0 }
 }
 
+/// A return to a program; `number` reads the call's number, which is not needed where the entry was seen.
 #[inline(always)]
-fn exit(ret: i64) {
+fn exit(ret: i64, number: impl FnOnce() -> i64) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     let task = task::current();
     let state = match task::find(task) {
         Some(state) if state.enter_ns != 0 => state,
-        // Entered before the agent came, or the first return of a new task.
-        _ => {
-            row::count(Total::SyscallExitUnmatched, 1);
-            // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace, and leaves out some even there) are met here.
-            let _ = task::find_or_create(task);
-            return;
-        }
+        _ => return unentered(task, ret, number()),
     };
     row::count(Total::SyscallExit, 1);
     let entered = state.enter_ns;
@@ -123,13 +122,60 @@ fn exit(ret: i64) {
     if let Some(row) = row::of_syscall(index) {
         row::add(&mut row.sum_ns, ns);
         row::observe(&mut row.buckets, ns);
-        if errno != 0 && !row::count_errno(state.slot, state.syscall, errno) {
-            row::add(&mut row.other_errors, 1);
+        if errno != 0 {
+            count_error(row, state.slot, state.syscall, errno);
         }
     } else if let Some(row) = row::of_slot(state.slot) {
         row::add_atomic(&mut row.overflow_done, 1);
         if errno != 0 {
             row::add_atomic(&mut row.overflow_errors, 1);
         }
+    }
+}
+
+/// A return from what was not seen to be entered: a call that seccomp or a tracer answered, if the task has such a thing, or else
+/// one that is older than the agent, or the first return of a new task. Rare, so apart from what runs at each call.
+#[inline(never)]
+fn unentered(task: Task, ret: i64, number: i64) {
+    // Tasks the start-up iterator did not show (it keeps to the agent's pid namespace, and leaves out some even there) are met
+    // here.
+    let state = match task::find_or_create(task) {
+        Some(state) if state.syscall != CALL_NONE && task.may_be_answered() => state,
+        state => {
+            row::count(Total::SyscallExitUnmatched, 1);
+            // The next return without an entry is of another kind.
+            if let Some(state) = state {
+                state.syscall = syscall_key::NR_UNKNOWN;
+            }
+            return;
+        }
+    };
+    row::count(Total::SyscallDenied, 1);
+    task::rebind(state, task);
+    let key = syscall_key::of(number, task.in_compat_syscall());
+    let errno = errno_of(ret);
+    if errno != 0 {
+        row::count(Total::SyscallError, 1);
+    }
+    // Denied first: whoever reads a row meanwhile sees no call that seems to have been entered.
+    if let Some(row) = row::of_syscall(task::row_of(state, (state.slot << 16) | key)) {
+        row::add(&mut row.denied, 1);
+        row::add(&mut row.calls, 1);
+        if errno != 0 {
+            count_error(row, state.slot, key, errno);
+        }
+    } else if let Some(row) = row::of_slot(state.slot) {
+        row::add_atomic(&mut row.overflow_denied, 1);
+        row::add_atomic(&mut row.overflow_calls, 1);
+        if errno != 0 {
+            row::add_atomic(&mut row.overflow_errors, 1);
+        }
+    }
+}
+
+#[inline(always)]
+fn count_error(row: &mut SyscallRow, slot: u32, key: u32, errno: u32) {
+    if !row::count_errno(slot, key, errno) {
+        row::add(&mut row.other_errors, 1);
     }
 }

@@ -1,156 +1,103 @@
-//! In: a task; out: its state, in task storage or in a table. Knows which slot a task is bound to and the syscall it is in.
+//! In: a task; out: its state. Knows which slot a task is bound to and the syscall it is in, not where states are kept.
+//!
+//! A state is found by nobody before it is complete, and each is counted in its slot once and leaves it once, whoever meets
+//! the task first and whatever comes in between:
+//!
+//! - Those who may set up a state are the hook of new tasks, the task itself in a system call, and the iterator at the agent's
+//!   start, for any task, on any CPU. The kernel adds at most one state to a task (to an address) and adds it with its
+//!   contents ([`store::create`]). Whoever's state it added counts the task in its slot; the others use that state.
+//! - A switch in the middle therefore finds nothing, and bills by the clock, or all. What a task had run when its state was
+//!   set up is not read by whoever sets it up, who may be on another CPU: the task's first switch still bills by the clock and
+//!   reads it then. So no time is billed both by the clock and by the state.
+//! - A state ends at the task's last switch. The iterator may set one up that the last switch has just missed: it looks again
+//!   afterwards whether the task is dead. The switch looks for the state after the task was marked as dead; the iterator
+//!   looks for the mark after it has added the state; there is a full barrier between the two steps on both sides. So at
+//!   least one of them sees the other's, and [`store::end`] lets exactly one of them end it.
+//! - Where a new task has a state before its hook comes by, that of the iterator, the task had perhaps no cgroup yet: the hook
+//!   binds it anew.
 use kernmeter_abi::SLOT_OVERFLOW;
-use kernmeter_abi::task::{REMEMBERED_ROWS, ROW_NONE, ROW_OVERFLOW, TaskState};
+use kernmeter_abi::task::{CALL_NONE, REMEMBERED_ROWS, ROW_NONE, ROW_OVERFLOW, RUNTIME_UNKNOWN, TaskState};
 
 use crate::kernel::Task;
-use crate::{row, slot};
+pub use crate::store::{current, find};
+use crate::{row, slot, store};
 
-/// States in task storage, and tasks as BTF pointers.
-#[cfg(not(feature = "task_table"))]
-mod store {
-    use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
-    use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get};
-    use kernmeter_abi::task::TaskState;
-
-    use crate::kernel::Task;
-    use crate::maps::TASKS;
-
-    /// The current task.
-    #[inline(always)]
-    pub fn current() -> Task {
-        // SAFETY: the helper takes nothing; it returns a BTF pointer.
-        Task(unsafe { bpf_get_current_task_btf() })
-    }
-
-    #[inline(always)]
-    fn get<'a>(task: Task, flags: u64) -> Option<&'a mut TaskState> {
-        // SAFETY: the map definition is a task storage of `TaskState`, and the task a trusted BTF pointer.
-        let state = unsafe {
-            bpf_task_storage_get((&raw const TASKS).cast_mut().cast(), task.0, core::ptr::null_mut(), flags)
-        };
-        // SAFETY: the kernel returns null or a value of the map's value type that lives as long as the task.
-        unsafe { state.cast::<TaskState>().as_mut() }
-    }
-
-    /// The state of a task. Never allocates: safe under the run-queue lock.
-    #[inline(always)]
-    pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
-        get(task, 0)
-    }
-
-    /// The state of a task, all zero if there was none.
-    #[inline(always)]
-    pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
-        get(task, u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE))
-    }
-
-    /// Does nothing: the kernel frees the state with the task.
-    #[inline(always)]
-    pub fn remove(_: Task) {}
-}
-
-/// States in a table, and tasks as plain addresses. A task's entry goes at its last switch; should that go unseen, the next
-/// task at the same address starts afresh.
-#[cfg(feature = "task_table")]
-mod store {
-    use aya_ebpf::helpers::generated::bpf_get_current_task;
-    use kernmeter_abi::task::{REMEMBERED_ROWS, TaskState};
-
-    use crate::kernel::Task;
-    use crate::maps::TASKS;
-
-    /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-    const NOEXIST: u64 = 1;
-    /// As the kernel makes it.
-    const ZERO: TaskState = TaskState {
-        cgroup_id: 0,
+/// Makes a state for a task that had none a moment ago. Also says whether it is this one that the kernel added.
+#[inline(always)]
+fn set_up<'a>(task: Task, runtime_ns: u64) -> Option<(&'a mut TaskState, bool)> {
+    let cgroup_id = task.cgroup_id();
+    let slot = slot::of_cgroup(cgroup_id);
+    let state = TaskState {
+        cgroup_id,
         enter_ns: 0,
         wake_ns: 0,
         off_ns: 0,
-        runtime_ns: 0,
+        runtime_ns,
         moved_runtime_ns: 0,
         rows: [0; REMEMBERED_ROWS],
-        slot: 0,
-        row: 0,
-        syscall: 0,
-        bound: 0,
-        payer: 0,
+        origin: store::origin(task),
+        slot,
+        row: ROW_NONE,
+        syscall: CALL_NONE,
+        flags: TaskState::BOUND,
+        payer: slot,
+        padding: 0,
     };
-
-    /// The current task.
-    #[inline(always)]
-    pub fn current() -> Task {
-        // SAFETY: the helper takes nothing; it returns an address that is only read by `bpf_probe_read_kernel`.
-        Task(unsafe { bpf_get_current_task() } as *mut _)
+    let (ours, state) = store::create(task, &state);
+    // Also if it has ended already, which took it away from the slot.
+    if ours {
+        slot::move_task(None, Some(slot));
     }
-
-    #[inline(always)]
-    fn get<'a>(key: u64) -> Option<&'a mut TaskState> {
-        // SAFETY: a live map value: its entry is removed only after the task's last switch.
-        TASKS.get_ptr_mut(&key).map(|state| unsafe { &mut *state })
-    }
-
-    /// The state of a task. Never allocates: safe under the run-queue lock.
-    #[inline(always)]
-    pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
-        get(task.0 as u64)
-    }
-
-    /// The state of a task, all zero if there was none; `None` if the table is full.
-    #[inline(always)]
-    pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
-        let key = task.0 as u64;
-        if let Some(state) = get(key) {
-            return Some(state);
-        }
-        let _ = TASKS.insert(&key, &ZERO, NOEXIST);
-        get(key)
-    }
-
-    /// The task's state goes.
-    #[inline(always)]
-    pub fn remove(task: Task) {
-        let key = task.0 as u64;
-        let _ = TASKS.remove(&key);
-    }
-}
-
-pub use store::current;
-
-/// The state of a task that was set up. Never allocates: safe under the run-queue lock.
-#[inline(always)]
-pub fn find<'a>(task: Task) -> Option<&'a mut TaskState> {
-    store::find(task).filter(|state| state.bound != 0)
+    Some((state?, ours))
 }
 
 /// The state of a task, set up if it was not. `None` if the kernel refuses memory.
 #[inline(always)]
 pub fn find_or_create<'a>(task: Task) -> Option<&'a mut TaskState> {
-    let state = store::find_or_create(task)?;
-    if state.bound == 0 {
-        state.bound = 1;
-        state.row = ROW_NONE;
-        state.runtime_ns = task.runtime();
-        state.cgroup_id = task.cgroup_id();
-        state.slot = slot::of_cgroup(state.cgroup_id);
-        state.payer = state.slot as u16;
-        slot::move_task(None, Some(state.slot));
+    match find(task) {
+        Some(state) => Some(state),
+        None => set_up(task, RUNTIME_UNKNOWN).map(|(state, _)| state),
+    }
+}
+
+/// Sets up the state of a task that may be running, or ending, on another CPU. False if the kernel refuses memory.
+#[inline(always)]
+pub fn adopt(task: Task) -> bool {
+    if task.is_dead() || find(task).is_some() {
+        return true;
+    }
+    let Some((state, ours)) = set_up(task, RUNTIME_UNKNOWN) else { return task.is_dead() };
+    // Counting it in its slot was an atomic addition, which is a full barrier.
+    if ours && task.is_dead() {
+        release(state, task);
+    }
+    true
+}
+
+/// The state of a task that was just made and has not run.
+#[inline(always)]
+pub fn create<'a>(task: Task) -> Option<&'a mut TaskState> {
+    if let Some(state) = store::left_behind(task) {
+        release(state, task);
+    }
+    let (state, ours) = set_up(task, 0)?;
+    state.flags |= TaskState::COUNTED;
+    if !ours {
+        // The iterator was first, perhaps before the task was in its cgroup.
+        state.runtime_ns = 0;
+        rebind(state, task);
+        state.payer = state.slot;
     }
     Some(state)
 }
 
-/// The state of a task that was just made, whatever another task at the same address may have left.
-#[inline(always)]
-pub fn create<'a>(task: Task) -> Option<&'a mut TaskState> {
-    store::remove(task);
-    find_or_create(task)
-}
-
 /// The task is gone for good. Its state is not to be used any more.
 #[inline(always)]
-pub fn release(state: &TaskState, task: Task) {
-    slot::move_task(Some(state.slot), None);
-    store::remove(task);
+pub fn release(state: &mut TaskState, task: Task) {
+    let slot = state.slot;
+    if store::end(state, task) {
+        slot::move_task(Some(slot), None);
+    }
 }
 
 /// The slot a task is billed to, also if it has no state.
@@ -162,24 +109,29 @@ pub fn slot_of(task: Task) -> u32 {
     }
 }
 
-/// Nanoseconds the task ran since it was last billed, by the scheduler's own count: without interrupts and time stolen
-/// by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`. The payer's.
+/// Nanoseconds the task, which leaves its CPU, ran since it was last billed, by the scheduler's own count: without interrupts
+/// and time stolen by a hypervisor, as in `/proc/PID/schedstat` and `cpu.stat`. The first time `elapsed`, by the clock. The payer's.
 #[inline(always)]
-pub fn take_runtime(state: &mut TaskState, task: Task) -> u64 {
+pub fn take_runtime(state: &mut TaskState, task: Task, elapsed: u64) -> u64 {
     let now = task.runtime();
-    let moved = state.moved_runtime_ns;
+    let moved = core::mem::replace(&mut state.moved_runtime_ns, 0);
     if moved != 0 {
-        state.moved_runtime_ns = 0;
-        // It may have run while it was moved: what it ran before is not its new cgroup's.
+        // It may have run while it was moved: what it ran before is not its new cgroup's. Nothing is larger than an unknown.
         if moved > state.runtime_ns && moved <= now {
-            row::charge_cpu(state.payer.into(), moved - state.runtime_ns);
+            row::charge_cpu(state.payer, moved - state.runtime_ns);
             state.runtime_ns = moved;
         }
         bind_payer(state, task);
     }
-    let ran = now.wrapping_sub(state.runtime_ns);
-    state.runtime_ns = now;
-    ran
+    let before = core::mem::replace(&mut state.runtime_ns, now);
+    if before == RUNTIME_UNKNOWN { elapsed } else { now.wrapping_sub(before) }
+}
+
+/// The same for a task that goes on. The scheduler's count is one of its last tick here, while `elapsed` is exact: where only
+/// the clock can tell, the count is left to the task's switch.
+#[inline(always)]
+pub fn take_runtime_so_far(state: &mut TaskState, task: Task, elapsed: u64) -> u64 {
+    if state.runtime_ns == RUNTIME_UNKNOWN { elapsed } else { take_runtime(state, task, elapsed) }
 }
 
 /// Lets the cgroup the task is in now pay for CPU time, in the middle of a call, too: so does the kernel. No slot is held
@@ -188,7 +140,7 @@ pub fn take_runtime(state: &mut TaskState, task: Task) -> u64 {
 pub fn bind_payer(state: &mut TaskState, task: Task) {
     let cgroup_id = task.cgroup_id();
     let slot = if cgroup_id == state.cgroup_id { state.slot } else { slot::of_cgroup(cgroup_id) };
-    state.payer = slot as u16;
+    state.payer = slot;
 }
 
 /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::auth::AuthFiles;
 use crate::config::{Config, Log, LogFormat, LogLevel, values};
 use crate::engine::Engine;
 use crate::run::{self, REVISION, VERSION};
 use crate::table::{Look, Sort, Table};
-use crate::web::Watched;
 use crate::{docs, doctor, log};
 
 /// Exit code for bad usage and bad configuration.
@@ -234,7 +234,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             let file = file.or(config_file);
             let config = run::load(file.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
             if web_config_file.is_some() {
-                Watched::load(web_config_file.as_deref(), &config.access)
+                AuthFiles::load(web_config_file.as_deref(), &config.access)
                     .map_err(|error| Failure::Usage(error.to_string()))?;
             }
             Ok(ExitCode::SUCCESS)
@@ -301,11 +301,14 @@ fn configure(common: &Common, mut config: Config) -> Config {
 }
 
 /// Reads who may read what. That it travels in the clear is said once.
-fn open_web(config: &Config) -> Result<Watched, Failure> {
-    let web = Watched::load(config.web.config_file.as_deref(), &config.access)
+fn open_web(config: &Config) -> Result<AuthFiles, Failure> {
+    let web = AuthFiles::load(config.web.config_file.as_deref(), &config.access)
         .map_err(|error| Failure::Usage(error.to_string()))?;
-    let door = web.guard().door();
-    if door.is_guarded() && door.tls().is_none() && !config.web.listen_address.ip().is_loopback() {
+    let policy = web.authenticator().policy();
+    if policy.requires_credentials()
+        && policy.tls().is_none()
+        && !config.web.listen_address.ip().is_loopback()
+    {
         tracing::warn!(
             "tokens and passwords travel unencrypted: add tls_server_config to the web configuration"
         );

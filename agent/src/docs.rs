@@ -121,8 +121,12 @@ pub fn probes_text() -> String {
     for probe in catalog::PROBES.iter().rev() {
         let _ = writeln!(
             out,
-            "{}: {}\n  needs: {}\n  costs: {}",
-            probe.name, probe.summary, probe.needs, probe.cost
+            "{}: {}{}\n  needs: {}\n  costs: {}",
+            probe.name,
+            probe.summary,
+            if probe.by_default { "" } else { " (off by default)" },
+            probe.needs,
+            probe.cost
         );
         for hook in probe.hooks {
             let size = sizes.iter().find(|(name, _)| name == hook.program).map_or(0, |(_, size)| *size);
@@ -150,6 +154,7 @@ pub fn probes_json() -> serde_json::Value {
         serde_json::json!({
             "name": probe.name,
             "summary": probe.summary,
+            "by_default": probe.by_default,
             "needs": probe.needs,
             "cost": probe.cost,
             "hooks": probe.hooks.iter().map(|hook| serde_json::json!({

@@ -263,11 +263,10 @@ fn cgroups() -> Check {
             }
         }
         Err(error) => {
-            // The advice is part of the message.
+            // The remedy ends the message, behind a separator.
             let text = error.to_string();
-            let parts = text.rsplit_once("; ").or_else(|| text.split_once(": "));
-            let (found, remedy) = parts.unwrap_or((&text, ""));
-            check("cgroups", Outcome::Fail, found, remedy)
+            let found = text.trim_end_matches(error.remedy()).trim_end_matches([' ', ';', ':']);
+            check("cgroups", Outcome::Fail, found, error.remedy())
         }
     }
 }
@@ -290,9 +289,15 @@ fn probe_checks(btf: Option<&Btf>) -> Vec<Check> {
             hooks.iter().map(|hook| format!("`{}`", hook.tracepoint)).collect::<Vec<_>>().join(", ")
         };
         let name = format!("probe {}", probe.name);
+        let off = if probe.by_default { "" } else { " (off unless `kernel.additional_probes` names it)" };
         let remedy = "the kernel lacks these tracepoints: is it built with CONFIG_TRACEPOINTS and CONFIG_FTRACE_SYSCALLS?";
         if missing.is_empty() {
-            check(&name, Outcome::Ok, format!("{} hooks found; {}", probe.hooks.len(), probe.summary), "")
+            check(
+                &name,
+                Outcome::Ok,
+                format!("{} hooks found; {}{off}", probe.hooks.len(), probe.summary),
+                "",
+            )
         } else if missing.iter().all(|hook| hook.optional) {
             check(&name, Outcome::Warn, format!("without {}", names(&missing)), remedy)
         } else {

@@ -6,6 +6,7 @@ pub mod adapt;
 mod allocations;
 pub mod attribute;
 pub mod audit;
+pub mod auth;
 pub mod btf;
 pub mod catalog;
 pub mod cli;
@@ -29,7 +30,6 @@ pub mod run;
 pub mod selfmetrics;
 pub mod serve;
 pub mod table;
-pub mod web;
 
 /// Calls `with` with the names a configuration may refer to in this build.
 pub fn known<T>(with: impl FnOnce(&config::Known<'_>) -> T) -> T {

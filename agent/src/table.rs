@@ -75,7 +75,7 @@ impl Look {
 
 /// A syscall with its share.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Named {
+pub struct SyscallShare {
     /// The syscall; `none` outside any.
     pub syscall: String,
     /// Seconds.
@@ -84,7 +84,7 @@ pub struct Named {
 
 /// What one tenant did in the time looked at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Row {
+pub struct TenantRow {
     /// The tenant.
     pub tenant: String,
     /// Live tasks at the end.
@@ -102,9 +102,9 @@ pub struct Row {
     /// Seconds blocked.
     pub blocked_seconds: f64,
     /// Syscalls by the 99th percentile of their duration, slowest first.
-    pub slowest: Vec<Named>,
+    pub slowest: Vec<SyscallShare>,
     /// Syscalls by time blocked in them, most first.
-    pub blocked_on: Vec<Named>,
+    pub blocked_on: Vec<SyscallShare>,
 }
 
 /// One row per tenant.
@@ -113,7 +113,7 @@ pub struct Table {
     /// Seconds looked at.
     pub seconds: f64,
     /// The tenants.
-    pub tenants: Vec<Row>,
+    pub tenants: Vec<TenantRow>,
 }
 
 /// Upper bound of the bucket in which a share of the events lies, seconds. The last bucket has none: its lower bound.
@@ -134,7 +134,7 @@ fn quantile(buckets: &[u64; BUCKETS], share: f64) -> Option<f64> {
 impl Table {
     /// What happened between two looks.
     pub fn between(before: &Look, after: &Look, time: Duration) -> Table {
-        let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+        let mut rows: BTreeMap<String, TenantRow> = BTreeMap::new();
         for (index, family) in FAMILIES.iter().enumerate() {
             let mut by_tenant: BTreeMap<String, BTreeMap<String, Counts>> = BTreeMap::new();
             for (labels, now) in &after.series[index] {
@@ -154,7 +154,9 @@ impl Table {
                 }
             }
             for (tenant, calls) in by_tenant {
-                let row = rows.entry(tenant.clone()).or_insert_with(|| Row { tenant, ..Row::default() });
+                let row = rows
+                    .entry(tenant.clone())
+                    .or_insert_with(|| TenantRow { tenant, ..TenantRow::default() });
                 fill(row, family, &calls);
             }
         }
@@ -163,7 +165,7 @@ impl Table {
 
     /// Sorts the tenants.
     pub fn sort(&mut self, by: Sort) {
-        let key = |row: &Row| match by {
+        let key = |row: &TenantRow| match by {
             Sort::Cpu => row.cpu_seconds,
             Sort::Wait => row.runqueue_wait_p99_seconds.unwrap_or(0.0),
             Sort::Syscalls => row.syscalls as f64,
@@ -191,7 +193,7 @@ impl Table {
         let time = self.seconds.max(f64::MIN_POSITIVE);
         let mut lines: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
         for row in &self.tenants {
-            let named = |list: &[Named]| {
+            let named = |list: &[SyscallShare]| {
                 let parts: Vec<_> =
                     list.iter().map(|n| format!("{} {}", n.syscall, seconds(n.seconds))).collect();
                 if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
@@ -238,13 +240,13 @@ fn difference(now: &Counts, before: Option<&Counts>) -> Counts {
     Counts { number: now.number.wrapping_sub(before.number), buckets }
 }
 
-fn fill(row: &mut Row, family: &'static Family, calls: &BTreeMap<String, Counts>) {
+fn fill(row: &mut TenantRow, family: &'static Family, calls: &BTreeMap<String, Counts>) {
     let sum: u64 = calls.values().fold(0, |sum, counts| sum.wrapping_add(counts.number));
     let seconds = sum as f64 / 1e9;
     let top = |of: &dyn Fn(&Counts) -> f64| {
         let mut named: Vec<_> = calls
             .iter()
-            .map(|(syscall, counts)| Named { syscall: syscall.clone(), seconds: of(counts) })
+            .map(|(syscall, counts)| SyscallShare { syscall: syscall.clone(), seconds: of(counts) })
             .filter(|named| named.seconds > 0.0)
             .collect();
         named.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
@@ -324,7 +326,7 @@ mod tests {
         let row = &table.tenants[0];
         assert_eq!((row.tenant.as_str(), row.syscalls, row.errors), ("a\"x", 20, 4));
         assert!((row.cpu_seconds - 1.0).abs() < 1e-9);
-        assert_eq!(row.blocked_on, [Named { syscall: "futex".into(), seconds: 0.5 }]);
+        assert_eq!(row.blocked_on, [SyscallShare { syscall: "futex".into(), seconds: 0.5 }]);
         let p50 = row.runqueue_wait_p50_seconds.unwrap();
         assert!((0.001..0.0012).contains(&p50), "{p50}");
         let p99 = row.runqueue_wait_p99_seconds.unwrap();

@@ -96,7 +96,7 @@ impl Stopped {
 
 /// Totals that must be in the final lines.
 pub const CONSERVED: [&str; 14] = [
-    "syscall_enter",
+    "syscalls",
     "syscall_exit",
     "syscall_error",
     "switches",
@@ -254,6 +254,23 @@ impl Agent {
         let scrape = self.fresh()?;
         ensure!(count(&scrape) == expected, "counted {expected}, then {}", count(&scrape));
         Ok(scrape)
+    }
+
+    /// The first scrape in which a growing count is at least this.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub fn reach(&self, least: u64, count: impl Fn(&Scrape) -> u64) -> Result<Scrape> {
+        let until = Instant::now() + ARRIVAL;
+        loop {
+            let scrape = self.scrape()?;
+            let seen = count(&scrape);
+            if seen >= least {
+                return Ok(scrape);
+            }
+            ensure!(Instant::now() < until, "counted {seen} instead of {least} or more after {ARRIVAL:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// A scrape of a snapshot whose drain began after this call.

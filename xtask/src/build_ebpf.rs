@@ -1,9 +1,10 @@
-//! In: the sources of `agent-ebpf`; out: the objects in `target/`, touched only when their bytes change. Knows nothing of
+//! In: the sources of `agent-ebpf`; out: the objects in `target/`, touched only when their bytes change, and lints. Knows nothing of
 //! the agent that embeds it.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -30,15 +31,42 @@ pub fn run() -> Result<()> {
     OBJECTS.iter().try_for_each(|(name, features)| build(&toolchain, name, features))
 }
 
-fn build(toolchain: &Toolchain, name: &str, features: &str) -> Result<()> {
-    // Its own target folder: another compiler must not share cargo's, nor wait for its lock.
-    let target = workspace::target().join("ebpf");
+/// Lints the programs as they are built, warnings being errors. Why that cannot be done here, if it cannot.
+pub fn lint() -> Result<Option<String>> {
+    let toolchain = install::ensure(Retry::Later)?;
+    let driver = toolchain.rustc.with_file_name("clippy-driver");
+    // Distributions package it apart, of another release perhaps; it can use the library of its own compiler only.
+    let version = workspace::output(workspace::command(&driver).args(["--rustc", "--version"]));
+    match version {
+        Err(_) => return Ok(Some(format!("clippy is not installed beside `{}`", toolchain.rustc.display()))),
+        Ok(version) if version.trim() != toolchain.version => {
+            return Ok(Some(format!(
+                "clippy is of {}, the compiler is {}",
+                version.trim(),
+                toolchain.version
+            )));
+        }
+        Ok(_) => {}
+    }
+    for (_, features) in OBJECTS {
+        workspace::run(cargo(&toolchain, "clippy", features)?.args(["--", "-Dwarnings"]))?;
+    }
+    Ok(None)
+}
+
+/// Where cargo builds the programs: another compiler must not share the workspace's folder, nor wait for its lock.
+fn target() -> PathBuf {
+    workspace::target().join("ebpf")
+}
+
+/// Cargo on the programs, for their target.
+fn cargo(toolchain: &Toolchain, subcommand: &str, features: &str) -> Result<Command> {
     let mut cargo = workspace::command(&toolchain.cargo);
     cargo
-        .args(["build", "--locked", "--release", "--package", "agent-ebpf", "--bin", BINARY])
+        .args([subcommand, "--locked", "--release", "--package", "agent-ebpf", "--bin", BINARY])
         .args(["--features", features, "--target", TRIPLE, "-Z", "build-std=core"])
         .arg("--target-dir")
-        .arg(&target);
+        .arg(target());
     for setting in ["opt-level=3", "codegen-units=1", "panic=\"abort\"", "strip=false", "incremental=false"] {
         cargo.arg("--config").arg(format!("profile.release.{setting}"));
     }
@@ -62,9 +90,12 @@ fn build(toolchain: &Toolchain, name: &str, features: &str) -> Result<()> {
         // `-Z build-std` and the intrinsics of the programs, on a stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain)?);
-    workspace::run(&mut cargo)?;
+    Ok(cargo)
+}
 
-    let built = target.join(TRIPLE).join("release").join(BINARY);
+fn build(toolchain: &Toolchain, name: &str, features: &str) -> Result<()> {
+    workspace::run(&mut cargo(toolchain, "build", features)?)?;
+    let built = target().join(TRIPLE).join("release").join(BINARY);
     let bytes = without_debug_info(&built, toolchain)?;
     let object = workspace::target().join(name);
     let written = workspace::write_if_changed(&object, &bytes)?;

@@ -16,12 +16,13 @@ enum Verdict {
 type Check = (&'static str, fn() -> Result<Verdict>);
 
 /// Cheap and telling first. Those after `the eBPF object builds` need that object.
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     ("formatting", formatting),
     ("house rules", house_rules),
     ("the eBPF object builds", object_builds),
     ("names in the object", object_names),
     ("lints", lints),
+    ("lints of the programs", program_lints),
     ("METRICS.md", metrics),
     ("undefined behaviour", undefined_behaviour),
     ("console blocks of the documents", console),
@@ -125,6 +126,10 @@ fn lints() -> Result<Verdict> {
         "-Dwarnings",
     ]))?;
     Ok(Verdict::Passed)
+}
+
+fn program_lints() -> Result<Verdict> {
+    Ok(build_ebpf::lint()?.map_or(Verdict::Passed, Verdict::Skipped))
 }
 
 fn metrics() -> Result<Verdict> {

@@ -3,6 +3,10 @@
 //! Every struct is `repr(C)`, made of `u64`/`u32` with no hidden padding, and its size is asserted on both targets:
 //! a mismatch fails to compile instead of misreading a counter.
 #![cfg_attr(not(test), no_std)]
+#![allow(
+    clippy::inline_always,
+    reason = "programs are one function each, for the verifier's sake and for speed"
+)]
 
 use core::mem::offset_of;
 
@@ -58,11 +62,11 @@ macro_rules! rows {
 rows! {
     /// Counters of one (slot, syscall) on one shard.
     ///
-    /// `calls`, `other_errors`, `sum_ns` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
+    /// `calls`, `other_errors`, `sum_ns`, `denied` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
     /// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments are exact
     /// while a shard belongs to one CPU; shards shared by CPUs are written with atomic adds.
     pub struct SyscallRow {
-        /// Entries into the syscall.
+        /// Entries into the syscall, and calls that were answered before.
         pub calls: u64,
         /// Returns with an error (`-4095..=-1`) that found no errno row.
         pub other_errors: u64,
@@ -70,6 +74,8 @@ rows! {
         pub sum_ns: u64,
         /// Time blocked (off the CPU and not runnable) inside the syscall, nanoseconds.
         pub blocked_ns: u64,
+        /// The part of `calls` that seccomp or a tracer answered before they were entered.
+        pub denied: u64,
         /// Finished calls by duration. Wraps at 2^32: readers take differences.
         pub buckets: [u32; histogram::BUCKETS],
     }
@@ -88,7 +94,7 @@ rows! {
         pub involuntary: u64,
         /// Moves of a runnable or waking task to another CPU (`sched_migrate_task`).
         pub migrations: u64,
-        /// New processes (`sched_process_fork`, process context, or `sched_wakeup_new`). Atomic.
+        /// New processes (`task_newtask`, process context, or `sched_wakeup_new`). Atomic.
         pub forked: u64,
         /// New threads of existing processes (as `forked`). Atomic.
         pub threads: u64,
@@ -101,9 +107,10 @@ rows! {
         pub tasks: u64,
         /// Moves of a task or a process into a cgroup of this slot (`cgroup_attach_task`, `cgroup_transfer_tasks`). Atomic.
         pub moved_in: u64,
-        /// Time blocked outside any syscall (page faults, stops), nanoseconds (`sched_switch`); not for kernel threads.
+        /// Time blocked outside any syscall (page faults, stops), nanoseconds (`sched_switch`); not for kernel threads
+        /// and other workers.
         pub blocked_other_ns: u64,
-        /// Syscall entries that found no syscall row. Atomic.
+        /// Syscall entries, and calls that were answered before, that found no syscall row. Atomic.
         pub overflow_calls: u64,
         /// Syscall errors of calls without a row. Atomic.
         pub overflow_errors: u64,
@@ -111,6 +118,8 @@ rows! {
         pub overflow_done: u64,
         /// Time blocked in calls without a row, nanoseconds (`sched_switch`).
         pub overflow_blocked_ns: u64,
+        /// The part of `overflow_calls` that was answered before it was entered. Atomic.
+        pub overflow_denied: u64,
         /// Page faults taken in user mode (`page_fault_user`, interrupts off).
         pub faults_user: u64,
         /// Page faults taken in kernel mode (`page_fault_kernel`, interrupts off).
@@ -125,8 +134,8 @@ rows! {
         pub errors: u64,
     }
 }
-const _: () = assert!(size_of::<SyscallRow>() == 504);
-const _: () = assert!(size_of::<SlotRow>() == 616);
+const _: () = assert!(size_of::<SyscallRow>() == 512);
+const _: () = assert!(size_of::<SlotRow>() == 624);
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -275,9 +284,12 @@ numbered! {
         SyscallEnter = "syscall_enter",
         /// `sys_exit` events that belong to a counted entry.
         SyscallExit = "syscall_exit",
-        /// `sys_exit` events without an entry: inside a syscall when the agent started, or a new task's first return.
+        /// `sys_exit` events without an entry that are no denied call: inside a syscall when the agent started, or a new
+        /// task's first return.
         SyscallExitUnmatched = "syscall_exit_unmatched",
-        /// `sys_exit` events with an error that belong to a counted entry.
+        /// `sys_exit` events of calls that seccomp or a tracer answered before they were entered.
+        SyscallDenied = "syscall_denied",
+        /// `sys_exit` events with an error that belong to a counted entry or to a denied call.
         SyscallError = "syscall_error",
         /// Switches away from a task (not the idle task) that blocked or exited.
         SwitchVoluntary = "switch_voluntary",

@@ -9,7 +9,13 @@ pub const ROW_NONE: u32 = u32::MAX;
 /// Row of a call that found no row: counted in its slot's overflow fields.
 pub const ROW_OVERFLOW: u32 = u32::MAX - 1;
 
-/// What the programs remember of a task. Zero when created by the kernel: `bound == 0` means not set up yet.
+/// Key of a task that was not seen to enter a call or to return from one.
+pub const CALL_NONE: u32 = u32::MAX;
+
+/// Run time of a task that has not left a CPU since its state was set up.
+pub const RUNTIME_UNKNOWN: u64 = u64::MAX;
+
+/// What the programs remember of a task. Found by nobody before every field is set.
 ///
 /// Written by the task itself and by `sched_switch` while it is not running, except `wake_ns`, which the waker writes
 /// under the run-queue lock, and `moved_runtime_ns`, which the mover writes.
@@ -24,21 +30,32 @@ pub struct TaskState {
     pub wake_ns: u64,
     /// When the task blocked; 0 while it is not blocked.
     pub off_ns: u64,
-    /// The scheduler's count of the task's run time up to which it was billed, nanoseconds.
+    /// The scheduler's count of the task's run time up to which it was billed, nanoseconds, or [`RUNTIME_UNKNOWN`].
     pub runtime_ns: u64,
     /// The same count when the task was last moved to another cgroup; 0 once that is billed.
     pub moved_runtime_ns: u64,
     /// `(row key + 1) << 32 | row`, or 0. Rows of the slot billed: they may be another's once the task has left the slot.
     pub rows: [u64; REMEMBERED_ROWS],
+    /// What tells this state from others of the same task or, in a table, from that of another task at the same address.
+    pub origin: u64,
     /// The slot billed for calls.
     pub slot: u32,
     /// Row of the current call, [`ROW_NONE`] outside one.
     pub row: u32,
-    /// Key of the current call.
+    /// Key of the current call, or of the last; [`CALL_NONE`] before the first.
     pub syscall: u32,
-    /// 1 once set up.
-    pub bound: u16,
+    /// [`BOUND`](Self::BOUND) and [`COUNTED`](Self::COUNTED).
+    pub flags: u32,
     /// The slot billed for CPU time, switches and waits.
-    pub payer: u16,
+    pub payer: u32,
+    /// Nothing: the state is laid out in words of 8 bytes.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<TaskState>() == 96);
+const _: () = assert!(size_of::<TaskState>() == 112);
+
+impl TaskState {
+    /// The task is counted in its slot. Gone after the task's last switch.
+    pub const BOUND: u32 = 1;
+    /// The task was counted as a new process or thread when it was made.
+    pub const COUNTED: u32 = 2;
+}

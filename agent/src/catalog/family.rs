@@ -84,6 +84,7 @@ impl Family {
     }
 
     /// The same with labels of its own.
+    #[must_use]
     pub const fn by(self, labels: &'static [&'static str]) -> Family {
         Family { labels, ..self }
     }

@@ -14,10 +14,9 @@ mod tests;
 
 pub use column::{Cells, Column, Label, Quantity, RowKind};
 pub use family::Family;
+use kernmeter_abi::Total;
 pub use probe::{EventVariant, Hook, Probe, Stage};
 pub use probes::PROBES;
-
-use kernmeter_abi::Total;
 
 /// Every workload family, in exposition order: what users look at first comes first.
 pub fn families() -> impl Iterator<Item = &'static Family> {

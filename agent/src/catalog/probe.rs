@@ -28,9 +28,9 @@ pub struct EventVariant {
     pub program: &'static str,
     /// The event's group; its name is that of the tracepoint.
     pub group: &'static str,
-    /// The field of the record the program reads, and where: struct, member, byte offset. The program is used only where
-    /// the field lies there.
-    pub field: Option<(&'static str, &'static str, u32)>,
+    /// The fields of the record the program reads, and where: struct, member, byte offset. The program is used only where
+    /// they lie there.
+    pub fields: &'static [(&'static str, &'static str, u32)],
 }
 
 impl Hook {
@@ -45,21 +45,24 @@ impl Hook {
     }
 
     /// Also served by this program on a raw tracepoint.
+    #[must_use]
     pub const fn raw(self, program: &'static str) -> Hook {
         Hook { raw_variant: Some(program), ..self }
     }
 
     /// Also served by this program on the trace event of the same name in this group.
+    #[must_use]
     pub const fn event(
         self,
         program: &'static str,
         group: &'static str,
-        field: Option<(&'static str, &'static str, u32)>,
+        fields: &'static [(&'static str, &'static str, u32)],
     ) -> Hook {
-        Hook { event_variant: Some(EventVariant { program, group, field }), ..self }
+        Hook { event_variant: Some(EventVariant { program, group, fields }), ..self }
     }
 
     /// The probe counts exactly without it.
+    #[must_use]
     pub const fn optional(self) -> Hook {
         Hook { optional: true, ..self }
     }

@@ -10,8 +10,8 @@ use super::column::{Cells, Column, Label, NO_ROW, Quantity, RowKind, histogram, 
 use super::family::{Family, Scale};
 use super::probe::{Hook, Probe, Stage};
 
-/// Every probe, in the order they are attached.
-pub static PROBES: &[&Probe] = &[&CGROUP, &PROCESS, &SCHEDULER, &FAULTS, &SYSCALLS];
+/// Every probe, in the order they are attached. Switches, where the state of tasks ends, come before new tasks, where it begins.
+pub static PROBES: &[&Probe] = &[&CGROUP, &SCHEDULER, &PROCESS, &FAULTS, &SYSCALLS];
 
 /// Totals that no tenant is billed for, and how they are scaled.
 pub static UNBILLED: &[(Total, Scale)] = &[
@@ -68,8 +68,10 @@ pub static CGROUP: Probe = Probe {
 pub static FORKED: Family =
     Family::counter("kernmeter_processes_forked", "Processes created, billed to the workload they start in.");
 /// New threads.
-pub static THREADS: Family =
-    Family::counter("kernmeter_threads_started", "Threads created in existing processes.");
+pub static THREADS: Family = Family::counter(
+    "kernmeter_threads_started",
+    "Threads created in existing processes, workers included that the kernel makes for a process (io_uring, vhost).",
+);
 /// Programs executed.
 pub static EXEC: Family = Family::counter("kernmeter_processes_exec", "Programs executed.");
 /// Processes gone.
@@ -96,22 +98,22 @@ pub static PROCESS: Probe = Probe {
     by_default: true,
     hooks: &[
         Hook::new(
-            "process_fork",
-            "sched_process_fork(struct task_struct *parent, struct task_struct *child), since 2.6.32",
+            "task_newtask",
+            "task_newtask(struct task_struct *task, u64 clone_flags), since 6.18; with unsigned long clone_flags before",
         ),
         Hook::new(
             "process_exec",
             "sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm), since 3.4",
         )
         .raw("raw_exec")
-        .event("event_exec", "sched", None)
+        .event("event_exec", "sched", &[])
         .optional(),
         Hook::new(
             "process_exit",
             "sched_process_exit(struct task_struct *p, bool group_dead), since 6.16; without group_dead before",
         )
         .raw("raw_exit")
-        .event("event_exit", "sched", Some(("trace_event_raw_sched_process_exit", "group_dead", 32)))
+        .event("event_exit", "sched", &[("trace_event_raw_sched_process_exit", "group_dead", 32)])
         .optional(),
     ],
     families: &[&FORKED, &THREADS, &EXEC, &EXITED, &TASKS],
@@ -138,7 +140,7 @@ pub static WAIT: Family = Family::durations(
 pub static BLOCKED: Family = Family::seconds(
     "kernmeter_blocked_seconds",
     "Time tasks were blocked, by the system call they blocked in; counted when they wake. `none`: outside any call (page \
-     faults, stops), not for kernel threads.",
+     faults, stops), not for kernel threads and workers of io_uring and vhost.",
 )
 .by(&["syscall", "abi"]);
 /// Switches off a CPU.
@@ -176,6 +178,9 @@ pub static SCHEDULER: Probe = Probe {
         Hook::new("sched_wakeup", "sched_wakeup(struct task_struct *p), since 4.4"),
         Hook::new("wakeup_new", "sched_wakeup_new(struct task_struct *p), since 4.4"),
         Hook::new("sched_migrate", "sched_migrate_task(struct task_struct *p, int dest_cpu), since 2.6.32")
+            .optional(),
+        Hook::new("cpuhp_exit", "cpuhp_exit(unsigned int cpu, int state, int idx, int ret), since 4.6")
+            .raw("raw_cpuhp_exit")
             .optional(),
     ],
     families: &[&CPU, &WAIT, &BLOCKED, &SWITCHES, &MIGRATIONS],
@@ -231,8 +236,18 @@ pub static FAULTS: Probe = Probe {
 };
 
 /// Calls, by system call.
-pub static CALLS: Family =
-    Family::counter("kernmeter_syscalls", "System calls entered.").by(&["syscall", "abi"]);
+pub static CALLS: Family = Family::counter(
+    "kernmeter_syscalls",
+    "System calls, entered or answered before (kernmeter_syscalls_denied_total).",
+)
+.by(&["syscall", "abi"]);
+/// Calls that were never entered, by system call.
+pub static DENIED: Family = Family::counter(
+    "kernmeter_syscalls_denied",
+    "System calls that seccomp or a tracer answered before they were entered; in kernmeter_syscalls_total too, in no duration \
+     histogram.",
+)
+.by(&["syscall", "abi"]);
 /// Errors, by system call and errno.
 pub static ERRORS: Family = Family::counter(
     "kernmeter_syscall_errors",
@@ -251,7 +266,8 @@ pub static UNMEASURED: Family = Family::counter(
     "System calls that returned but are in no duration histogram, because no kernel row was free for them.",
 );
 
-static ENTRIES: Quantity = Quantity { name: "syscall_enter", totals: &[Total::SyscallEnter] };
+static ALL_CALLS: Quantity =
+    Quantity { name: "syscalls", totals: &[Total::SyscallEnter, Total::SyscallDenied] };
 static RETURNS: Quantity = Quantity { name: "syscall_exit", totals: &[Total::SyscallExit] };
 static FAILURES: Quantity = Quantity { name: "syscall_error", totals: &[Total::SyscallError] };
 
@@ -266,15 +282,22 @@ pub static SYSCALLS: Probe = Probe {
     hooks: &[
         Hook::new("sys_enter", "sys_enter(struct pt_regs *regs, long id), since 2.6.32")
             .raw("raw_sys_enter")
-            .event("event_sys_enter", "raw_syscalls", Some(("trace_event_raw_sys_enter", "id", 8))),
+            .event("event_sys_enter", "raw_syscalls", &[("trace_event_raw_sys_enter", "id", 8)]),
         Hook::new("sys_exit", "sys_exit(struct pt_regs *regs, long ret), since 2.6.32")
             .raw("raw_sys_exit")
-            .event("event_sys_exit", "raw_syscalls", Some(("trace_event_raw_sys_exit", "ret", 16))),
+            .event(
+                "event_sys_exit",
+                "raw_syscalls",
+                &[("trace_event_raw_sys_exit", "id", 8), ("trace_event_raw_sys_exit", "ret", 16)],
+            ),
     ],
-    families: &[&CALLS, &ERRORS, &DURATION, &UNMEASURED],
+    families: &[&CALLS, &DENIED, &ERRORS, &DURATION, &UNMEASURED],
     columns: &[
-        number!(Syscall, SyscallRow.calls => CALLS [Label::Syscall, Label::Abi], ENTRIES),
-        number!(Slot, SlotRow.overflow_calls => CALLS [NO_ROW, NO_ROW], ENTRIES),
+        number!(Syscall, SyscallRow.calls => CALLS [Label::Syscall, Label::Abi], ALL_CALLS),
+        number!(Slot, SlotRow.overflow_calls => CALLS [NO_ROW, NO_ROW], ALL_CALLS),
+        // A part of the calls.
+        number!(Syscall, SyscallRow.denied => DENIED [Label::Syscall, Label::Abi]),
+        number!(Slot, SlotRow.overflow_denied => DENIED [NO_ROW, NO_ROW]),
         number!(Errno, ErrnoRow.errors => ERRORS [Label::Syscall, Label::Abi, Label::Errno], FAILURES),
         number!(Syscall, SyscallRow.other_errors => ERRORS [Label::Syscall, Label::Abi, NO_ROW], FAILURES),
         number!(Slot, SlotRow.overflow_errors => ERRORS [NO_ROW, NO_ROW, NO_ROW], FAILURES),

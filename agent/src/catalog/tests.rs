@@ -154,6 +154,11 @@ static NO_PROBE: Probe = Probe {
     columns: &[],
 };
 
+static TWICE: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [])];
+static CPU_AGAIN: Quantity = Quantity { name: "cpu_again", totals: &[Total::CpuNs] };
+static UNLISTED: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [], CPU_AGAIN)];
+static LABELLED: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [Label::Syscall])];
+
 /// What a probe beside the real ones makes wrong.
 fn beside(probe: Probe) -> Vec<String> {
     let probe: &'static Probe = Box::leak(Box::new(probe));
@@ -162,19 +167,15 @@ fn beside(probe: Probe) -> Vec<String> {
 
 #[test]
 fn deliberate_mistakes_are_told() {
-    static TWICE: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [])];
     assert_eq!(
         beside(Probe { families: &SPARES, columns: &TWICE, ..NO_PROBE }),
         ["field `cpu_ns` of a Slot row has 2 columns"]
     );
     assert_eq!(beside(Probe { families: &SPARES, ..NO_PROBE }), ["family `kernmeter_spare` has no column"]);
-    static CPU_AGAIN: Quantity = Quantity { name: "cpu_again", totals: &[Total::CpuNs] };
-    static UNLISTED: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [], CPU_AGAIN)];
     let found = beside(Probe { columns: &UNLISTED, ..NO_PROBE });
     assert!(found.contains(
         &"column [\"cpu_ns\"] adds to `kernmeter_spare`, which its probe does not list".to_owned()
     ));
-    static LABELLED: [Column; 1] = [number!(Slot, SlotRow.cpu_ns => SPARE [Label::Syscall])];
     let found = beside(Probe { families: &SPARES, columns: &LABELLED, ..NO_PROBE });
     assert!(found.contains(&"column [\"cpu_ns\"] has not the labels of `kernmeter_spare`".to_owned()));
     assert!(found.contains(&"column [\"cpu_ns\"]: a Slot row knows no Syscall".to_owned()));

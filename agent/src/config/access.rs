@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::values::{file_path, shown};
-use super::yaml::{Problem, Scalar, at};
+use super::yaml::{ConfigProblem, Scalar, at};
 use crate::identity::rules::tenant_name;
 
 /// Longest name of a user or certificate, bytes.
@@ -78,7 +78,7 @@ struct RawCredentials {
 }
 
 /// Fills `access` from what is written.
-pub(super) fn read(access: &mut Access, raw: RawAccess) -> Result<(), Problem> {
+pub(super) fn read(access: &mut Access, raw: RawAccess) -> Result<(), ConfigProblem> {
     let mut taken = Taken::default();
     if let Some(operators) = raw.operators {
         access.operators = taken.credentials("access.operators", operators)?;
@@ -109,7 +109,7 @@ pub(super) fn read(access: &mut Access, raw: RawAccess) -> Result<(), Problem> {
 struct Taken(HashMap<(&'static str, String), String>);
 
 impl Taken {
-    fn credentials(&mut self, key: &str, raw: RawCredentials) -> Result<Credentials, Problem> {
+    fn credentials(&mut self, key: &str, raw: RawCredentials) -> Result<Credentials, ConfigProblem> {
         Ok(Credentials {
             basic_auth_users: self.list(key, "basic_auth_users", raw.basic_auth_users, |text| {
                 if text.contains(':') {
@@ -129,7 +129,7 @@ impl Taken {
         list: &'static str,
         raw: Option<Vec<Scalar>>,
         parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<Vec<T>, Problem> {
+    ) -> Result<Vec<T>, ConfigProblem> {
         let mut values = Vec::new();
         for scalar in raw.unwrap_or_default() {
             values.push(

@@ -35,13 +35,13 @@ pub struct Config {
     /// The agent's own log.
     pub log: Log,
     /// The kernel side.
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
     /// How often the kernel is read.
     pub drain: IntervalPolicy,
     /// How finely workloads are told apart.
     pub detail: DetailLevels,
     /// Limits on what is exported.
-    pub limits: Limits,
+    pub limits: ExportLimits,
     /// Whose a cgroup is; known to compile.
     pub tenants: RuleSet,
     /// Where pods' names come from.
@@ -141,7 +141,7 @@ pub enum ReadMode {
 
 /// `kernel`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
+pub struct KernelOptions {
     /// Most memory for kernel-side tables, bytes.
     pub memory_budget: u64,
     /// Slots: workloads told apart at once.
@@ -178,7 +178,7 @@ impl DetailLevels {
 
 /// `limits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ExportLimits {
     /// Series of one tenant.
     pub series_per_tenant: u32,
     /// Tenants.
@@ -296,7 +296,7 @@ impl Default for Config {
                 config_file: None,
             },
             log: Log { level: LogLevel::Info, format: LogFormat::Logfmt },
-            kernel: Kernel {
+            kernel: KernelOptions {
                 memory_budget: 64 << 20,
                 slots: Auto::Auto,
                 syscall_rows: Auto::Auto,
@@ -308,7 +308,11 @@ impl Default for Config {
             },
             drain: IntervalPolicy::default(),
             detail: DetailLevels { default: Detail::Namespace, families: BTreeMap::new() },
-            limits: Limits { series_per_tenant: 5000, tenants: 1000, retention: Duration::from_mins(10) },
+            limits: ExportLimits {
+                series_per_tenant: 5000,
+                tenants: 1000,
+                retention: Duration::from_mins(10),
+            },
             tenants: RuleSet::default(),
             kubernetes: Kubernetes::default(),
             access: Access::default(),

@@ -11,7 +11,7 @@ use super::values::{
     absolute_path, did_you_mean, duration_in, file_path, listen_address, node_name, one_of, percent_in,
     shown, size_in, telemetry_path, whole_in,
 };
-use super::yaml::{Problem, Scalar, at, read, set};
+use super::yaml::{ConfigProblem, Scalar, at, read, set};
 use super::{AttachMode, Auto, Config, Known, LogFormat, LogLevel, PodSource, ReadMode, access};
 use crate::catalog::family::Detail;
 use crate::identity::UNKNOWN;
@@ -126,7 +126,7 @@ const DETAILS: &[(&str, Detail)] = &[
     ("container", Detail::Container),
 ];
 
-pub(super) fn parse(text: &str, known: &Known<'_>) -> Result<Config, Problem> {
+pub(super) fn parse(text: &str, known: &Known<'_>) -> Result<Config, ConfigProblem> {
     let raw: RawConfig = read(text)?;
     let mut config = Config::default();
     web(&mut config, raw.web.unwrap_or_default())?;
@@ -143,7 +143,11 @@ pub(super) fn parse(text: &str, known: &Known<'_>) -> Result<Config, Problem> {
 
 /// Values that contradict each other, at the last of them that was given. Defaults agree with each other, so at least
 /// one was.
-fn agree(holds: bool, given: &[Option<Location>], message: impl FnOnce() -> String) -> Result<(), Problem> {
+fn agree(
+    holds: bool,
+    given: &[Option<Location>],
+    message: impl FnOnce() -> String,
+) -> Result<(), ConfigProblem> {
     if holds {
         return Ok(());
     }
@@ -151,7 +155,7 @@ fn agree(holds: bool, given: &[Option<Location>], message: impl FnOnce() -> Stri
     Err(at(location.copied().unwrap_or(Location::UNKNOWN), message()))
 }
 
-fn web(config: &mut Config, raw: RawWeb) -> Result<(), Problem> {
+fn web(config: &mut Config, raw: RawWeb) -> Result<(), ConfigProblem> {
     let web = &mut config.web;
     set(&mut web.listen_address, raw.listen_address, "web.listen_address", listen_address)?;
     set(&mut web.telemetry_path, raw.telemetry_path, "web.telemetry_path", telemetry_path)?;
@@ -160,7 +164,7 @@ fn web(config: &mut Config, raw: RawWeb) -> Result<(), Problem> {
     Ok(())
 }
 
-fn log(config: &mut Config, raw: RawLog) -> Result<(), Problem> {
+fn log(config: &mut Config, raw: RawLog) -> Result<(), ConfigProblem> {
     set(&mut config.log.level, raw.level, "log.level", one_of(LEVELS))?;
     set(&mut config.log.format, raw.format, "log.format", one_of(FORMATS))?;
     Ok(())
@@ -173,7 +177,7 @@ fn auto(low: u32, high: u32) -> impl Fn(&str) -> Result<Auto, String> {
     }
 }
 
-fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), Problem> {
+fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), ConfigProblem> {
     let kernel = &mut config.kernel;
     set(&mut kernel.memory_budget, raw.memory_budget, "kernel.memory_budget", size_in(4..=4096))?;
     set(
@@ -195,7 +199,7 @@ fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), 
 }
 
 /// The probes a list names, each once.
-fn probes(key: &str, names: Option<Vec<Scalar>>, known: &Known<'_>) -> Result<Vec<String>, Problem> {
+fn probes(key: &str, names: Option<Vec<Scalar>>, known: &Known<'_>) -> Result<Vec<String>, ConfigProblem> {
     let mut probes = Vec::new();
     for probe in names.unwrap_or_default() {
         if !known.probes.contains(&probe.value.as_str()) {
@@ -214,7 +218,7 @@ fn unknown(key: &str, what: &str, name: &str, known: &[&str]) -> String {
     format!("{key}: there is no {what} `{}`{hint}", shown(name))
 }
 
-fn drain(config: &mut Config, raw: RawDrain) -> Result<(), Problem> {
+fn drain(config: &mut Config, raw: RawDrain) -> Result<(), ConfigProblem> {
     let drain = &mut config.drain;
     // Counters of 32 bits must not wrap within an interval.
     let interval = || duration_in(Duration::from_millis(100)..=Duration::from_mins(5));
@@ -270,7 +274,7 @@ fn drain(config: &mut Config, raw: RawDrain) -> Result<(), Problem> {
     Ok(())
 }
 
-fn detail(config: &mut Config, raw: RawDetail, known: &Known<'_>) -> Result<(), Problem> {
+fn detail(config: &mut Config, raw: RawDetail, known: &Known<'_>) -> Result<(), ConfigProblem> {
     let detail = &mut config.detail;
     set(&mut detail.default, raw.default, "detail.default", one_of(DETAILS))?;
     for (family, level) in raw.families.unwrap_or_default() {
@@ -289,7 +293,7 @@ fn detail(config: &mut Config, raw: RawDetail, known: &Known<'_>) -> Result<(), 
     Ok(())
 }
 
-fn limits(config: &mut Config, raw: RawLimits) -> Result<(), Problem> {
+fn limits(config: &mut Config, raw: RawLimits) -> Result<(), ConfigProblem> {
     let limits = &mut config.limits;
     set(
         &mut limits.series_per_tenant,
@@ -303,7 +307,7 @@ fn limits(config: &mut Config, raw: RawLimits) -> Result<(), Problem> {
     Ok(())
 }
 
-fn kubernetes(config: &mut Config, raw: RawKubernetes) -> Result<(), Problem> {
+fn kubernetes(config: &mut Config, raw: RawKubernetes) -> Result<(), ConfigProblem> {
     let kubernetes = &mut config.kubernetes;
     set(&mut kubernetes.pods, raw.pods, "kubernetes.pods", one_of(POD_SOURCES))?;
     let name = |text: &str| node_name(text).map(Some);
@@ -336,7 +340,7 @@ struct RulePlaces {
     keys: Vec<(String, Location)>,
 }
 
-fn tenants(config: &mut Config, raw: RawTenants) -> Result<(), Problem> {
+fn tenants(config: &mut Config, raw: RawTenants) -> Result<(), ConfigProblem> {
     let tenants = &mut config.tenants;
     let mut places: [Vec<RulePlaces>; 2] = Default::default();
     if let Some(list) = raw.rules {
@@ -367,7 +371,7 @@ fn tenants(config: &mut Config, raw: RawTenants) -> Result<(), Problem> {
 fn rules(
     list: Vec<Spanned<RawRule>>,
     place: fn(usize) -> Place,
-) -> Result<(Vec<RuleSpec>, Vec<RulePlaces>), Problem> {
+) -> Result<(Vec<RuleSpec>, Vec<RulePlaces>), ConfigProblem> {
     let mut specs = Vec::with_capacity(list.len());
     let mut places = Vec::with_capacity(list.len());
     for (index, raw) in list.into_iter().enumerate() {

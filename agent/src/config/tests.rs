@@ -235,7 +235,7 @@ kubernetes:
     assert_eq!(config.log.level.as_str(), "trace");
     assert_eq!(
         config.kernel,
-        Kernel {
+        KernelOptions {
             memory_budget: 1 << 30,
             slots: Auto::Fixed(65_536),
             syscall_rows: Auto::Fixed(64),
@@ -264,7 +264,7 @@ kubernetes:
     assert_eq!(config.detail.of("kernmeter_cpu_seconds"), Detail::Pod);
     assert_eq!(
         config.limits,
-        Limits { series_per_tenant: 10, tenants: 1, retention: Duration::from_hours(1) }
+        ExportLimits { series_per_tenant: 10, tenants: 1, retention: Duration::from_hours(1) }
     );
     let first = MatchSpec {
         unit: Some("a-{x}.service".into()),

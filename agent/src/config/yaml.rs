@@ -7,7 +7,7 @@ use serde_saphyr::{DuplicateKeyPolicy, Error as YamlError, Location, MergeKeyPol
 use super::values::{did_you_mean, shown};
 
 /// What is wrong, and where.
-pub(crate) struct Problem {
+pub(crate) struct ConfigProblem {
     /// From 1; 0 if unknown.
     pub line: u64,
     /// In characters, from 1; 0 if unknown.
@@ -20,7 +20,7 @@ pub(crate) struct Problem {
 pub(crate) type Scalar = Spanned<String>;
 
 /// Reads one document.
-pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigProblem> {
     let options = serde_saphyr::options! {
         with_snippet: false,
         duplicate_keys: DuplicateKeyPolicy::Error,
@@ -30,8 +30,8 @@ pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
 }
 
 /// A problem at a place.
-pub(crate) fn at(location: Location, message: String) -> Problem {
-    Problem { line: location.line(), column: location.column(), message }
+pub(crate) fn at(location: Location, message: String) -> ConfigProblem {
+    ConfigProblem { line: location.line(), column: location.column(), message }
 }
 
 /// Sets a value that is given; returns where.
@@ -40,13 +40,13 @@ pub(crate) fn set<T>(
     raw: Option<Scalar>,
     key: &str,
     parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<Option<Location>, Problem> {
+) -> Result<Option<Location>, ConfigProblem> {
     let Some(raw) = raw else { return Ok(None) };
     *target = parse(&raw.value).map_err(|message| at(raw.referenced, format!("{key}: {message}")))?;
     Ok(Some(raw.referenced))
 }
 
-fn of_yaml(error: &YamlError) -> Problem {
+fn of_yaml(error: &YamlError) -> ConfigProblem {
     let error = error.without_snippet();
     let message = match error {
         YamlError::SerdeUnknownField { field, expected, .. } => {

@@ -24,7 +24,7 @@ struct Seen {
 pub(super) struct Rows {
     region: Region,
     /// Rows per shard.
-    rows: u32,
+    per_shard: u32,
     shards: u32,
     /// Byte offsets of the counters.
     counters: Vec<usize>,
@@ -60,7 +60,7 @@ impl Rows {
         }
         Rows {
             region,
-            rows,
+            per_shard: rows,
             shards,
             now: vec![0; counters.len()],
             counters,
@@ -114,7 +114,7 @@ impl Rows {
             let Some(seen) = &mut self.seen[*row as usize] else { continue };
             for (now, offset) in self.now.iter_mut().zip(&self.counters) {
                 *now = (0..self.shards).fold(0u64, |sum, shard| {
-                    sum.wrapping_add(self.region.load(shard * self.rows + row, *offset))
+                    sum.wrapping_add(self.region.load(shard * self.per_shard + row, *offset))
                 });
             }
             // No event reaches a histogram's buckets without reaching a counter.
@@ -131,7 +131,7 @@ impl Rows {
                     Place::Histogram(place) => {
                         let (cells, behind) = rest.split_at_mut(BUCKETS);
                         for (shard, last) in seen.buckets.iter_mut().enumerate() {
-                            let index = shard as u32 * self.rows + row;
+                            let index = shard as u32 * self.per_shard + row;
                             read_buckets(
                                 &self.region,
                                 index,
@@ -172,7 +172,7 @@ impl Rows {
     /// # Errors
     /// The kernel refused access to the map.
     pub(super) fn clear(&mut self, row: u32) -> io::Result<()> {
-        (0..self.shards).try_for_each(|shard| self.region.clear(shard * self.rows + row))
+        (0..self.shards).try_for_each(|shard| self.region.clear(shard * self.per_shard + row))
     }
 }
 

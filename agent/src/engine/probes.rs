@@ -18,7 +18,7 @@ pub enum ProbeState {
 }
 
 /// The probes that a configuration asks for: those that run by default, those it adds, those it requires.
-pub(super) fn chosen(kernel: &config::Kernel) -> Vec<&'static Probe> {
+pub(super) fn chosen(kernel: &config::KernelOptions) -> Vec<&'static Probe> {
     let named = |probe: &Probe| {
         [&kernel.additional_probes, &kernel.required_probes]
             .iter()

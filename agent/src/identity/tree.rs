@@ -19,26 +19,37 @@ const MOUNTINFO_BYTES: u64 = 32 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     /// Only version 1 controllers are mounted.
-    #[error(
-        "only cgroup v1 is mounted, so the kernel cannot tell workloads apart: boot with \
-         `systemd.unified_cgroup_hierarchy=1`, or mount the v2 hierarchy with `mount -t cgroup2 none \
-         /sys/fs/cgroup/unified` if processes have cgroups in it"
-    )]
+    #[error("only cgroup v1 is mounted, so the kernel cannot tell workloads apart: {}", self.remedy())]
     V1Only,
     /// No cgroup file system is mounted at all.
-    #[error("no cgroup file system is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup`")]
+    #[error("no cgroup file system is mounted: {}", self.remedy())]
     NotMounted,
     /// The list of mounts is unreadable.
-    #[error("cannot read `/proc/self/mountinfo`: {0}; mount proc at /proc")]
+    #[error("cannot read `/proc/self/mountinfo`: {0}; {remedy}", remedy = self.remedy())]
     Mounts(#[source] io::Error),
     /// The root of the hierarchy is unreadable.
-    #[error("cannot read the cgroup hierarchy at `{path}`: {source}; run as root or make it readable")]
+    #[error("cannot read the cgroup hierarchy at `{path}`: {source}; {}", self.remedy())]
     Root {
         /// The mount point, printable.
         path: String,
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl TreeError {
+    /// What to do about it.
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::V1Only => {
+                "boot with `systemd.unified_cgroup_hierarchy=1`, or mount the v2 hierarchy with `mount -t cgroup2 none \
+                 /sys/fs/cgroup/unified` if processes have cgroups in it"
+            }
+            Self::NotMounted => "mount one with `mount -t cgroup2 none /sys/fs/cgroup`",
+            Self::Mounts(_) => "mount proc at /proc",
+            Self::Root { .. } => "run as root or make it readable",
+        }
+    }
 }
 
 /// How cgroup v2 is mounted.

@@ -22,6 +22,8 @@ pub static FIELDS: &[Field] = &[
     Field { global: "OFF_TASK_RUNTIME", at: &[("task_struct", &["se", "sum_exec_runtime"])] },
     Field { global: "OFF_TASK_CGROUPS", at: &[("task_struct", &["cgroups"])] },
     Field { global: "OFF_TASK_STATUS", at: &[("task_struct", &["thread_info", "status"])] },
+    Field { global: "OFF_TASK_PTRACE", at: &[("task_struct", &["ptrace"])] },
+    Field { global: "OFF_REGS_NR", at: &[("pt_regs", &["orig_ax"])] },
     Field { global: "OFF_TASK_SIGNAL", at: &[("task_struct", &["signal"])] },
     Field {
         global: "OFF_SIGNAL_EXEC",
@@ -58,8 +60,9 @@ pub fn is_preemptible(btf: &Btf) -> Result<bool, BtfError> {
     btf.has_function("trace_call_bpf_faultable")
 }
 
-fn has_its_field(btf: &Btf, variant: &EventVariant) -> bool {
-    variant.field.is_none_or(|(structure, member, offset)| btf.offset(structure, &[member]) == Ok(offset))
+fn has_its_fields(btf: &Btf, variant: &EventVariant) -> bool {
+    let lies_there = |&(structure, member, offset)| btf.offset(structure, &[member]) == Ok(offset);
+    variant.fields.iter().all(lies_there)
 }
 
 /// Whether tracing programs can keep state in tasks: the member came with that ability (Linux 5.13).
@@ -72,7 +75,7 @@ pub fn has_task_storage(btf: &Btf) -> bool {
 /// # Errors
 /// The first field that no known name finds.
 pub fn resolve(btf: &Btf) -> Result<Constants, BtfError> {
-    let mut values = Vec::with_capacity(FIELDS.len() + 2);
+    let mut values = Vec::with_capacity(FIELDS.len() + 3);
     for field in FIELDS {
         let mut found = Err(BtfError::Malformed(0, "no place to look"));
         for (structure, path) in field.at {
@@ -90,10 +93,12 @@ pub fn resolve(btf: &Btf) -> Result<Constants, BtfError> {
     }
     let args = |hook: &str| btf.tracepoint_args(hook).map(Option::unwrap_or_default);
     values.push(("HAS_PREV_STATE", u32::from(args("sched_switch")? >= 4)));
+    // 0, which is no member's place: the kernel is built without seccomp.
+    values.push(("OFF_TASK_SECCOMP", btf.offset("task_struct", &["seccomp", "mode"]).unwrap_or_default()));
     values.push(("HAS_GROUP_DEAD", u32::from(args("sched_process_exit")? >= 2)));
     let variants = PROBES.iter().flat_map(|probe| probe.hooks).filter_map(|hook| hook.event_variant.as_ref());
     let events =
-        variants.filter(|variant| has_its_field(btf, variant)).map(|variant| variant.program).collect();
+        variants.filter(|variant| has_its_fields(btf, variant)).map(|variant| variant.program).collect();
     Ok(Constants { values, task_storage: has_task_storage(btf), preemptible: is_preemptible(btf)?, events })
 }
 
@@ -110,11 +115,11 @@ mod tests {
         let btf = Btf::parse(data).unwrap();
         assert!(has_task_storage(&btf));
         let constants = resolve(&btf).unwrap();
-        assert_eq!(constants.values.len(), FIELDS.len() + 2);
+        assert_eq!(constants.values.len(), FIELDS.len() + 3);
         let mut names: Vec<_> = constants.values.iter().map(|(name, _)| name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), FIELDS.len() + 2);
+        assert_eq!(names.len(), FIELDS.len() + 3);
         assert!(constants.events.contains(&"event_sys_enter"), "{:?}", constants.events);
     }
 }

@@ -93,8 +93,9 @@ impl Plan {
     }
 
     /// Every map whose size depends on the machine, but for the table of tasks, and its entries.
-    pub fn map_entries(&self) -> [(&'static str, u32); 12] {
+    pub fn map_entries(&self) -> [(&'static str, u32); 13] {
         [
+            ("CPU_SINCE", self.cpus),
             ("CGROUPS", self.cgroups()),
             ("SLOT_FREE", self.slots),
             ("SLOTS", self.slots),

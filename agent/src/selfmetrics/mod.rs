@@ -54,7 +54,7 @@ pub struct MapUsage<'a> {
 
 /// How the source of pods fares.
 #[derive(Clone, Copy, Debug)]
-pub struct PodSource<'a> {
+pub struct PodWatchFigures<'a> {
     /// `(reason, times the watch had to begin anew)`.
     pub restarts: &'a [(&'static str, u64)],
     /// `(reason, events not taken in)`.
@@ -313,7 +313,7 @@ impl SelfMetrics {
     }
 
     /// How the source of pods fares: absolute counts of restarts and of dropped events by reason, never falling.
-    pub fn set_pod_source(&self, source: &PodSource<'_>) {
+    pub fn set_pod_source(&self, source: &PodWatchFigures<'_>) {
         let row = |(reason, n): &(&'static str, u64)| ([*reason], Number::Integer(*n));
         self.families().watch_restarts.replace(source.restarts.iter().map(row));
         self.families().dropped_events.replace(source.dropped.iter().map(row));

@@ -33,20 +33,20 @@ pub(super) type Info = Rows;
 #[derive(Debug)]
 pub(super) struct Rows {
     declared: &'static Declaration,
-    state: RwLock<State>,
+    state: RwLock<SampleRows>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SampleRows {
     /// As they were given.
-    rows: Vec<Row>,
+    rows: Vec<SampleRow>,
     /// Places in `rows` by their labels, each set of labels once.
     shown: Vec<usize>,
     scratch: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Row {
+struct SampleRow {
     /// Escaped, without braces.
     labels: Box<[u8]>,
     /// `None`: not a number. An unknown reading has no sample.
@@ -75,7 +75,7 @@ impl Rows {
                 Some(row) if *row.labels == *state.scratch => row.value = value,
                 known => {
                     changed = true;
-                    let row = Row { labels: state.scratch.as_slice().into(), value };
+                    let row = SampleRow { labels: state.scratch.as_slice().into(), value };
                     match known {
                         Some(known) => *known = row,
                         None => state.rows.push(row),
@@ -96,11 +96,11 @@ impl Rows {
         let state = &mut *state;
         self.render(values, &mut state.scratch);
         match state.rows.iter_mut().find(|row| *row.labels == *state.scratch) {
-            Some(Row { value: Some(Number::Integer(value)), .. }) => *value = value.wrapping_add(by),
+            Some(SampleRow { value: Some(Number::Integer(value)), .. }) => *value = value.wrapping_add(by),
             Some(row) => row.value = Some(Number::Integer(by)),
             None => {
                 let labels = state.scratch.as_slice().into();
-                state.rows.push(Row { labels, value: Some(Number::Integer(by)) });
+                state.rows.push(SampleRow { labels, value: Some(Number::Integer(by)) });
                 state.order();
             }
         }
@@ -129,7 +129,7 @@ impl Rows {
     }
 }
 
-impl State {
+impl SampleRows {
     /// Two samples with the same labels would make the whole scrape invalid.
     fn order(&mut self) {
         let labels = |at: &usize| &self.rows[*at].labels;

@@ -156,7 +156,7 @@ fn every_family_has_help_and_type_before_its_samples_and_once() {
         unique.dedup();
         assert_eq!(unique.len(), help.len());
         // Build info, the histograms of drains and lists of pods, and what has rows.
-        assert_eq!(help.len(), 3 + 29);
+        assert_eq!(help.len(), 3 + 30);
         for line in text.lines().filter(|l| l.starts_with("# HELP ")) {
             assert!(line.ends_with('.') && line.split(' ').count() > 4, "{line}");
         }

@@ -1,10 +1,10 @@
-//! In: connections coming, making progress, going; out: who must be cut so that a good client always finds a seat.
+//! In: connections coming, making progress, going; out: who must be cut so that a good client is always admitted.
 //! Knows sockets and clocks, no HTTP.
 //!
 //! Each connection is in one phase with one deadline: waiting for a request, reading its headers, answering. A sweep
-//! cuts those past their deadline. When all seats are taken and somebody waits, the connections that made no progress
-//! for a grace period lose theirs: those of the address holding most seats first, of these the stalest. Reading is no
-//! progress, or a client that dribbles a header byte now and then would keep its seat.
+//! cuts those past their deadline. At the limit, while another client waits, the connections that made no progress for
+//! a grace period are cut: those of the address with most connections first, of these the stalest. Reading is no
+//! progress, or a client that dribbles a header byte now and then would keep its place.
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use super::Limits;
+use super::ConnectionLimits;
 
 const WAITING: u8 = 0;
 const HEADERS: u8 = 1;
@@ -30,7 +30,7 @@ const FLUSHING: u8 = 3;
 #[derive(Debug)]
 pub(super) struct Progress {
     epoch: Instant,
-    limits: Limits,
+    limits: ConnectionLimits,
     phase: AtomicU8,
     /// Milliseconds since `epoch`.
     deadline: AtomicU64,
@@ -41,7 +41,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    fn new(epoch: Instant, limits: Limits) -> Self {
+    fn new(epoch: Instant, limits: ConnectionLimits) -> Self {
         let progress = Self {
             epoch,
             limits,
@@ -101,7 +101,7 @@ impl Progress {
         self.phase.load(Relaxed) == WAITING
     }
 
-    /// Completes when the connection has lost its seat.
+    /// Completes when the connection is to be cut.
     pub(super) async fn cut(&self) {
         self.cut.notified().await;
     }
@@ -125,14 +125,14 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Connections {
     epoch: Instant,
-    limits: Limits,
+    limits: ConnectionLimits,
     table: Mutex<(u64, Vec<Entry>)>,
-    /// A seat became free.
+    /// A permit was given back.
     freed: Notify,
 }
 
 impl Connections {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: ConnectionLimits) -> Self {
         Self { epoch: Instant::now(), limits, table: Mutex::default(), freed: Notify::new() }
     }
 
@@ -142,7 +142,7 @@ impl Connections {
 
     /// How often to look for connections past their deadline: a quarter of the shortest.
     pub(super) fn sweep_interval(&self) -> Duration {
-        let Limits { header_timeout, response_timeout, idle_timeout, .. } = self.limits;
+        let ConnectionLimits { header_timeout, response_timeout, idle_timeout, .. } = self.limits;
         (header_timeout.min(response_timeout).min(idle_timeout) / 4).max(Duration::from_millis(10))
     }
 
@@ -154,17 +154,17 @@ impl Connections {
         self.table().1.len() >= self.limits.max_connections
     }
 
-    /// Takes a seat; the caller has waited for [`Self::room`].
-    pub(super) fn admit(this: &Arc<Self>, peer: IpAddr) -> Seat {
+    /// Takes a permit; the caller has waited for [`Self::room`].
+    pub(super) fn admit(this: &Arc<Self>, peer: IpAddr) -> ConnectionPermit {
         let progress = Arc::new(Progress::new(this.epoch, this.limits));
         let mut table = this.table();
         table.0 += 1;
         let id = table.0;
         table.1.push(Entry { id, peer, progress: Arc::clone(&progress) });
-        Seat { connections: Arc::clone(this), id, peer, progress }
+        ConnectionPermit { connections: Arc::clone(this), id, peer, progress }
     }
 
-    /// Completes when a seat is free, cutting connections without progress until one is. Holds nothing if dropped.
+    /// Completes when a permit is free, cutting connections without progress until one is. Holds nothing if dropped.
     pub(super) async fn room(&self) {
         while self.is_full() {
             self.cut_stalest();
@@ -196,35 +196,35 @@ impl Connections {
 
     fn cut_stalest(&self) {
         let table = self.table();
-        // One that is already cut is about to free its seat.
+        // One that is already cut is about to free its permit.
         if table.1.iter().any(|entry| entry.progress.is_cut.load(Relaxed)) {
             return;
         }
         let latest =
             (self.epoch.elapsed().as_millis() as u64).checked_sub(self.limits.grace.as_millis() as u64);
-        let seats_of = |peer| table.1.iter().filter(|entry| entry.peer == peer).count();
+        let permits_of = |peer| table.1.iter().filter(|entry| entry.peer == peer).count();
         let victim = table
             .1
             .iter()
             .map(|entry| (entry, entry.progress.moved.load(Relaxed)))
             .filter(|(_, moved)| latest.is_some_and(|latest| *moved <= latest))
-            .max_by_key(|(entry, moved)| (seats_of(entry.peer), std::cmp::Reverse(*moved)));
+            .max_by_key(|(entry, moved)| (permits_of(entry.peer), std::cmp::Reverse(*moved)));
         if let Some((entry, _)) = victim {
             entry.progress.cut_now();
         }
     }
 }
 
-/// One connection's place in the table, given back when dropped.
+/// One connection's place among those that may be open, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct ConnectionPermit {
     connections: Arc<Connections>,
     id: u64,
     peer: IpAddr,
     progress: Arc<Progress>,
 }
 
-impl Seat {
+impl ConnectionPermit {
     pub(super) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
@@ -235,12 +235,12 @@ impl Seat {
     }
 
     /// Whether no other connection could be admitted now.
-    pub(super) fn house_is_full(&self) -> bool {
+    pub(super) fn is_at_limit(&self) -> bool {
         self.connections.is_full()
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.connections.table().1.retain(|entry| entry.id != self.id);
         self.connections.freed.notify_one();
@@ -248,12 +248,12 @@ impl Drop for Seat {
 }
 
 /// A stream that reports its progress. Of TLS it watches what is inside: half a record is no sign of life.
-pub(super) struct Watched<S> {
+pub(super) struct ProgressStream<S> {
     stream: S,
     progress: Arc<Progress>,
 }
 
-impl<S> Watched<S> {
+impl<S> ProgressStream<S> {
     pub(super) fn new(stream: S, progress: Arc<Progress>) -> Self {
         Self { stream, progress }
     }
@@ -266,7 +266,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ProgressStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -281,7 +281,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ProgressStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -322,23 +322,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use super::*;
 
-    /// Seats of the given (last byte of the address, milliseconds since progress); which of them are cut.
-    fn cut_after(seats: &[(u8, u64)]) -> Vec<bool> {
-        let limits = Limits { grace: Duration::from_millis(200), ..Limits::default() };
+    /// Permits of the given (last byte of the address, milliseconds since progress); which of them are cut.
+    fn cut_after(permits: &[(u8, u64)]) -> Vec<bool> {
+        let limits = ConnectionLimits { grace: Duration::from_millis(200), ..ConnectionLimits::default() };
         let epoch = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
         let connections = Arc::new(Connections { epoch, ..Connections::new(limits) });
-        let seats: Vec<Seat> = seats
+        let permits: Vec<ConnectionPermit> = permits
             .iter()
             .map(|(host, ago)| {
-                let seat = Connections::admit(&connections, IpAddr::from([10, 0, 0, *host]));
-                seat.progress.moved.store(seat.progress.now() - ago, Relaxed);
-                seat
+                let permit = Connections::admit(&connections, IpAddr::from([10, 0, 0, *host]));
+                permit.progress.moved.store(permit.progress.now() - ago, Relaxed);
+                permit
             })
             .collect();
         connections.cut_stalest();
         // One at a time: a second look changes nothing while the first victim is still leaving.
         connections.cut_stalest();
-        seats.iter().map(|seat| seat.progress.is_cut.load(Relaxed)).collect()
+        permits.iter().map(|permit| permit.progress.is_cut.load(Relaxed)).collect()
     }
 
     #[test]
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn phases_and_their_deadlines() {
-        let limits = Limits::default();
+        let limits = ConnectionLimits::default();
         let epoch = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
         let progress = Progress::new(epoch, limits);
         // Half a second of rounding is more than the test takes.

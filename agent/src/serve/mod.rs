@@ -19,19 +19,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use body::Body;
-use connections::{Connections, Seat, Watched};
+use connections::{ConnectionPermit, Connections, ProgressStream};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use routes::Caller;
-pub use state::{AppState, Clock, SnapshotCell};
+pub use state::{AppState, Clock, SnapshotCell, Unready};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::web::{Door, Guard};
+use crate::auth::{AccessPolicy, Authenticator, Refusal};
 
 /// Largest request line and headers together, bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -63,7 +63,7 @@ pub enum ServeError {
 
 /// How long and how many. The defaults suit a few scrapers.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Open connections; one more waits until one of them ends or is cut.
     pub max_connections: usize,
     /// From connecting, or from a further request's first byte, to the end of its headers.
@@ -78,7 +78,7 @@ pub struct Limits {
     pub drain_timeout: Duration,
 }
 
-impl Default for Limits {
+impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             max_connections: 64,
@@ -96,7 +96,7 @@ impl Default for Limits {
 pub struct Server {
     listener: TcpListener,
     local: SocketAddr,
-    limits: Limits,
+    limits: ConnectionLimits,
 }
 
 impl Server {
@@ -115,12 +115,12 @@ impl Server {
             _ => ServeError::Listen { address, source },
         })?;
         let local = listener.local_addr().map_err(ServeError::Accept)?;
-        Ok(Self { listener, local, limits: Limits::default() })
+        Ok(Self { listener, local, limits: ConnectionLimits::default() })
     }
 
     /// Replaces the default limits.
     #[must_use]
-    pub fn with_limits(self, limits: Limits) -> Self {
+    pub fn with_limits(self, limits: ConnectionLimits) -> Self {
         Self { limits, ..self }
     }
 
@@ -130,7 +130,7 @@ impl Server {
     }
 
     /// Answers until `shutdown` completes, then stops accepting and lets answers under way finish within
-    /// [`Limits::drain_timeout`]. Runs on either flavour of the runtime, with its I/O and time drivers on.
+    /// [`ConnectionLimits::drain_timeout`]. Runs on either flavour of the runtime, with its I/O and time drivers on.
     ///
     /// # Errors
     /// If the listener cannot be handed to the runtime. Failures of single connections are logged at debug level.
@@ -157,8 +157,8 @@ impl Server {
                 },
                 () = connections.room(), if waiting.is_some() => {
                     if let Some((stream, peer)) = waiting.take() {
-                        let seat = Connections::admit(&connections, peer.ip());
-                        tokio::spawn(converse(stream, seat, Arc::clone(&state), stopping.clone()));
+                        let permit = Connections::admit(&connections, peer.ip());
+                        tokio::spawn(converse(stream, permit, Arc::clone(&state), stopping.clone()));
                     }
                 }
             }
@@ -187,17 +187,22 @@ async fn pause_after(error: &io::Error) {
 
 /// One connection from its first byte to its end. The handshake, if there is one, shares the deadline of the first
 /// request's first byte.
-async fn converse(stream: TcpStream, seat: Seat, state: Arc<AppState>, mut stopping: watch::Receiver<bool>) {
+async fn converse(
+    stream: TcpStream,
+    permit: ConnectionPermit,
+    state: Arc<AppState>,
+    mut stopping: watch::Receiver<bool>,
+) {
     // Answers are written whole: waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
-    // Before the door is looked at: another one in the meantime closes the connection.
-    let changes = state.guard().changes();
-    let door = changes.borrow().clone();
-    let Some(tls) = door.tls() else {
-        let caller = Caller { address: seat.peer(), certificate: None };
-        return talk(stream, caller, &seat, &state, stopping, changes).await;
+    // Subscribed before the policy is looked at: another one in the meantime closes the connection.
+    let changes = state.authenticator().changes();
+    let policy = changes.borrow().clone();
+    let Some(tls) = policy.tls() else {
+        let caller = Caller { address: permit.peer(), certificate: None };
+        return talk(stream, caller, &permit, &state, stopping, changes).await;
     };
-    let progress = seat.progress();
+    let progress = permit.progress();
     let accepted = tokio::select! {
         accepted = TlsAcceptor::from(Arc::clone(tls)).accept(stream) => accepted.map_err(|error| error.to_string()),
         () = progress.cut() => Err("too slow".to_owned()),
@@ -206,12 +211,12 @@ async fn converse(stream: TcpStream, seat: Seat, state: Arc<AppState>, mut stopp
     match accepted {
         Ok(stream) => {
             let chain = stream.get_ref().1.peer_certificates();
-            let certificate = chain.and_then(|chain| chain.first()).map(|leaf| Guard::names(leaf));
-            let caller = Caller { address: seat.peer(), certificate };
-            talk(stream, caller, &seat, &state, stopping, changes).await;
+            let certificate = chain.and_then(|chain| chain.first()).map(|leaf| Authenticator::names(leaf));
+            let caller = Caller { address: permit.peer(), certificate };
+            talk(stream, caller, &permit, &state, stopping, changes).await;
         }
         Err(error) => {
-            state.own().count_access_refusal("tls");
+            state.own().count_access_refusal(Refusal::Handshake.as_str());
             tracing::debug!(error, "no handshake");
         }
     }
@@ -221,26 +226,26 @@ async fn converse(stream: TcpStream, seat: Seat, state: Arc<AppState>, mut stopp
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     caller: Caller,
-    seat: &Seat,
+    permit: &ConnectionPermit,
     state: &AppState,
     mut stopping: watch::Receiver<bool>,
-    mut changes: watch::Receiver<Arc<Door>>,
+    mut changes: watch::Receiver<Arc<AccessPolicy>>,
 ) {
-    let progress = seat.progress();
+    let progress = permit.progress();
     let service = service_fn(|request: hyper::Request<Incoming>| {
         progress.request_begun();
         let (caller, progress) = (&caller, Arc::clone(&progress));
         async move {
             let mut response = routes::answer(state, &request, caller).await;
-            // A full house keeps nobody waiting for a seat that is merely kept warm; a body is never read.
-            if seat.house_is_full() || routes::has_body(&request) {
+            // At the limit an idle connection must not keep others waiting; a body is never read.
+            if permit.is_at_limit() || routes::has_body(&request) {
                 let close = hyper::header::HeaderValue::from_static("close");
                 response.headers_mut().insert(hyper::header::CONNECTION, close);
             }
             Ok::<_, Infallible>(response.map(|bytes| Body::new(bytes, progress)))
         }
     });
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&progress)));
+    let io = TokioIo::new(ProgressStream::new(stream, Arc::clone(&progress)));
     let mut connection = pin!(
         http1::Builder::new()
             .max_buf_size(MAX_HEADER_BYTES)
@@ -273,8 +278,8 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Completes when the server stops or its door is another.
-async fn told(stopping: &mut watch::Receiver<bool>, changes: &mut watch::Receiver<Arc<Door>>) {
+/// Completes when the server stops or another policy is in force.
+async fn told(stopping: &mut watch::Receiver<bool>, changes: &mut watch::Receiver<Arc<AccessPolicy>>) {
     tokio::select! {
         _ = stopping.wait_for(|stop| *stop) => {}
         _ = changes.changed() => {}

@@ -14,8 +14,8 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::bodies::View;
 use super::state::AppState;
+use crate::auth::{CertificateNames, Reader, Refusal};
 use crate::exposition::{accepts_gzip, negotiate};
-use crate::web::{Names, Reader, Refusal};
 
 /// Who shows no credentials where none are needed: sees what a tenant without series sees.
 static NOBODY: LazyLock<Reader> = LazyLock::new(|| Reader::Tenant("".into()));
@@ -63,28 +63,28 @@ fn is_tenant_name(name: &str) -> bool {
 pub(super) struct Caller {
     pub(super) address: IpAddr,
     /// The names of the verified certificate, if one was shown.
-    pub(super) certificate: Option<Names>,
+    pub(super) certificate: Option<CertificateNames>,
 }
 
 /// Answers one request.
 pub(super) async fn answer<B>(state: &AppState, request: &Request<B>, caller: &Caller) -> Response<Bytes> {
-    let door = state.guard().door();
+    let policy = state.authenticator().policy();
     let route = Route::of(request.uri().path(), state.telemetry_path());
     // Whether the agent is alive is nobody's secret: a probe's credentials, if any, are not even looked at.
-    let known = if route == Route::Alive && door.is_guarded() {
+    let known = if route == Route::Alive && policy.requires_credentials() {
         Err(Refusal::Missing)
     } else {
-        state.guard().identify(request.headers(), caller.certificate.as_ref(), caller.address).await
+        state.authenticator().identify(request.headers(), caller.certificate.as_ref(), caller.address).await
     };
     let open = matches!(route, Route::Alive | Route::Ready);
     let mut response = match known {
         Err(refusal) if !open => {
             state.own().count_access_refusal(refusal.as_str());
-            refuse(state, refusal, &door.challenges())
+            refuse(state, refusal, &policy.challenges())
         }
         known => respond(state, request, route, known.as_ref().unwrap_or(&NOBODY)),
     };
-    for (name, value) in door.headers() {
+    for (name, value) in policy.headers() {
         response.headers_mut().insert(name, value.clone());
     }
     response

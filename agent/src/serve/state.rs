@@ -1,22 +1,40 @@
 //! In: published snapshots, readiness, the clock; out: what an answer is made of. Knows no sockets and no requests.
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::bodies::{Bodies, View};
+use crate::auth::Authenticator;
 use crate::exposition::Format;
 use crate::registry::Snapshot;
 use crate::selfmetrics::SelfMetrics;
-use crate::web::Guard;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// Reasons longer than this (bytes) are cut.
-const MAX_REASON_BYTES: usize = 512;
+/// Why the agent is not ready to be scraped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unready {
+    /// No probe is attached yet.
+    #[error("starting: no probe attached yet")]
+    Starting,
+    /// The kernel has not been read yet.
+    #[error("no snapshot taken yet")]
+    NoSnapshot,
+    /// The kernel has not been read for too long.
+    #[error("last snapshot is {} s old, more than {} s", age.as_secs(), allowed.as_secs())]
+    Stale {
+        /// Age of the last snapshot.
+        age: Duration,
+        /// Up to this it counts as recent.
+        allowed: Duration,
+    },
+}
 
 /// The last published snapshot. Writers replace it whole; readers keep the one they got.
 #[derive(Debug, Default)]
@@ -44,10 +62,10 @@ pub struct AppState {
     version: String,
     max_age: Duration,
     clock: Clock,
-    /// Why the agent sees nothing; `None` when it does.
-    blind: RwLock<Option<String>>,
+    /// At least one probe is attached.
+    attached: AtomicBool,
     bodies: Bodies,
-    guard: Arc<Guard>,
+    authenticator: Arc<Authenticator>,
 }
 
 impl fmt::Debug for AppState {
@@ -57,7 +75,7 @@ impl fmt::Debug for AppState {
 }
 
 impl AppState {
-    /// Blind until [`Self::set_seeing`]. `telemetry_path` begins with `/`; a snapshot older than `max_age` makes the
+    /// Not ready until [`Self::set_attached`]. `telemetry_path` begins with `/`; a snapshot older than `max_age` makes the
     /// agent unready.
     pub fn new(
         own: SelfMetrics,
@@ -73,20 +91,20 @@ impl AppState {
             version: version.to_owned(),
             max_age,
             clock,
-            blind: RwLock::new(Some("starting: no probe attached yet".to_owned())),
+            attached: AtomicBool::new(false),
             bodies: Bodies::default(),
-            guard: Arc::default(),
+            authenticator: Arc::default(),
         }
     }
 
-    /// Asks `guard` who a request is from. Without it everybody is an operator.
+    /// Asks `authenticator` who a request is from. Without it everybody is an operator.
     #[must_use]
-    pub fn with_guard(self, guard: Arc<Guard>) -> Self {
-        Self { guard, ..self }
+    pub fn with_authenticator(self, authenticator: Arc<Authenticator>) -> Self {
+        Self { authenticator, ..self }
     }
 
-    pub(super) fn guard(&self) -> &Guard {
-        &self.guard
+    pub(super) fn authenticator(&self) -> &Authenticator {
+        &self.authenticator
     }
 
     /// Where snapshots are published.
@@ -100,32 +118,21 @@ impl AppState {
     }
 
     /// At least one probe is attached.
-    pub fn set_seeing(&self) {
-        *self.blind.write().unwrap_or_else(PoisonError::into_inner) = None;
+    pub fn set_attached(&self) {
+        self.attached.store(true, Relaxed);
     }
 
-    /// No probe is attached, because of `reason`.
-    pub fn set_blind(&self, reason: &str) {
-        let reason: String = reason[..reason.floor_char_boundary(MAX_REASON_BYTES)]
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
-        *self.blind.write().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-    }
-
-    /// `None` if the agent sees and its last look is recent, else why not, in one line.
-    pub fn unready(&self) -> Option<String> {
-        if let Some(reason) = self.blind.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            return Some(reason.clone());
+    /// `None` if a probe is attached and the last snapshot is recent, else why not.
+    pub fn unready(&self) -> Option<Unready> {
+        if !self.attached.load(Relaxed) {
+            return Some(Unready::Starting);
         }
         let taken_ns = self.snapshots.load().taken_ns;
         if taken_ns == 0 {
-            return Some("no snapshot taken yet".to_owned());
+            return Some(Unready::NoSnapshot);
         }
         let age = Duration::from_nanos((self.clock)().saturating_sub(taken_ns));
-        (age > self.max_age).then(|| {
-            format!("last snapshot is {} s old, more than {} s", age.as_secs(), self.max_age.as_secs())
-        })
+        (age > self.max_age).then_some(Unready::Stale { age, allowed: self.max_age })
     }
 
     pub(super) fn telemetry_path(&self) -> &str {

@@ -17,7 +17,7 @@ use super::*;
 use crate::registry::{Family, FamilyLayout, Kind, Layout, Scale, SeriesLayout, Snapshot};
 use crate::selfmetrics::SelfMetrics;
 
-const HANG: Duration = Duration::from_secs(20);
+pub(super) const HANG: Duration = Duration::from_secs(20);
 const NEVER: Duration = Duration::from_hours(1);
 const SECOND: u64 = 1_000_000_000;
 /// Any free port.
@@ -32,17 +32,17 @@ static FAMILY: Family = Family {
     labels: &[],
 };
 
-struct Running {
-    address: SocketAddr,
-    state: Arc<AppState>,
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
+    pub(super) state: Arc<AppState>,
     clock: Arc<AtomicU64>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// Deadlines that never pass and no eviction, so that a test can shorten the one it is about.
-fn patient() -> Limits {
-    Limits {
+pub(super) fn patient() -> ConnectionLimits {
+    ConnectionLimits {
         max_connections: 64,
         header_timeout: NEVER,
         response_timeout: NEVER,
@@ -53,12 +53,12 @@ fn patient() -> Limits {
 }
 
 impl Running {
-    fn start(limits: Limits) -> Self {
-        Self::guarded(limits, Arc::default())
+    pub(super) fn start(limits: ConnectionLimits) -> Self {
+        Self::with_authenticator(limits, Arc::default())
     }
 
-    /// With somebody at the door.
-    fn guarded(limits: Limits, guard: Arc<Guard>) -> Self {
+    /// With credentials to show.
+    pub(super) fn with_authenticator(limits: ConnectionLimits, authenticator: Arc<Authenticator>) -> Self {
         let clock = Arc::new(AtomicU64::new(100 * SECOND));
         let shared = Arc::clone(&clock);
         let state = AppState::new(
@@ -68,7 +68,7 @@ impl Running {
             Duration::from_mins(1),
             Box::new(move || shared.load(SeqCst)),
         );
-        let state = Arc::new(state.with_guard(guard));
+        let state = Arc::new(state.with_authenticator(authenticator));
         let server = Server::bind(LOCAL).unwrap().with_limits(limits);
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();
@@ -84,7 +84,7 @@ impl Running {
     }
 
     /// Publishes `series` series with labels of `label_bytes` bytes each.
-    fn publish(&self, series: u32, label_bytes: usize) {
+    pub(super) fn publish(&self, series: u32, label_bytes: usize) {
         let labels = |i| format!("tenant_id=\"{i}{}\"", "x".repeat(label_bytes)).into_bytes().into();
         let series = (0..series).map(|i| SeriesLayout { labels: labels(i), first: 0, tenant: 0 }).collect();
         let families = vec![FamilyLayout { family: &FAMILY, series }];
@@ -95,14 +95,14 @@ impl Running {
         self.state.snapshots().publish(Arc::new(snapshot));
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(HANG)).unwrap();
         stream.set_write_timeout(Some(HANG)).unwrap();
         stream
     }
 
-    fn exchange(&self, request: impl AsRef<[u8]>) -> Response {
+    pub(super) fn exchange(&self, request: impl AsRef<[u8]>) -> Response {
         let mut stream = self.connect();
         stream.write_all(request.as_ref()).unwrap();
         let mut raw = Vec::new();
@@ -110,7 +110,7 @@ impl Running {
         Response::parse(&raw)
     }
 
-    fn get(&self, path: &str, headers: &str) -> Response {
+    pub(super) fn get(&self, path: &str, headers: &str) -> Response {
         self.exchange(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"))
     }
 
@@ -137,36 +137,36 @@ impl Drop for Running {
     }
 }
 
-struct Response {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: Vec<u8>,
 }
 
 impl Response {
-    fn parse(raw: &[u8]) -> Self {
+    pub(super) fn parse(raw: &[u8]) -> Self {
         let end = raw.windows(4).position(|w| w == b"\r\n\r\n").expect("no end of headers") + 4;
         let head = String::from_utf8(raw[..end].to_vec()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Self { status, head: head.to_ascii_lowercase(), body: raw[end..].to_vec() }
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    fn headers(&self, name: &str) -> Vec<&str> {
+    pub(super) fn headers(&self, name: &str) -> Vec<&str> {
         let values = self.head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         values.collect()
     }
 
-    fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 }
 
 /// Whether the server ended the connection, by EOF or reset, before the client's patience did.
-fn is_closed(stream: &mut TcpStream) -> bool {
+pub(super) fn is_closed(stream: &mut TcpStream) -> bool {
     let mut sink = Vec::new();
     match stream.read_to_end(&mut sink) {
         Ok(_) => true,
@@ -273,7 +273,7 @@ fn ready_only_while_seeing() {
         (response.status, response.text().to_owned())
     };
     assert_eq!(ready(), (503, "not ready: starting: no probe attached yet\n".to_owned()));
-    server.state.set_seeing();
+    server.state.set_attached();
     assert_eq!(ready(), (503, "not ready: no snapshot taken yet\n".to_owned()));
     server.publish(1, 0);
     assert_eq!(ready(), (200, "ok\n".to_owned()));
@@ -283,8 +283,6 @@ fn ready_only_while_seeing() {
     assert_eq!(ready(), (503, "not ready: last snapshot is 61 s old, more than 60 s\n".to_owned()));
     server.publish(1, 0);
     assert_eq!(ready().0, 200);
-    server.state.set_blind("detached\r\nX: y");
-    assert_eq!(ready(), (503, "not ready: detached  X: y\n".to_owned()));
     assert_eq!(server.get("/healthz", "").status, 200);
 }
 
@@ -409,7 +407,7 @@ fn huge_headers_are_refused() {
 
 #[test]
 fn slow_headers_are_cut_at_the_deadline() {
-    let server = Running::start(Limits { header_timeout: Duration::from_millis(100), ..patient() });
+    let server = Running::start(ConnectionLimits { header_timeout: Duration::from_millis(100), ..patient() });
     let mut silent = server.connect();
     let mut dribbling = server.connect();
     let mut writer = dribbling.try_clone().unwrap();
@@ -427,7 +425,7 @@ fn slow_headers_are_cut_at_the_deadline() {
 
 #[test]
 fn a_kept_connection_gets_the_idle_time_then_the_door() {
-    let server = Running::start(Limits { idle_timeout: Duration::from_millis(100), ..patient() });
+    let server = Running::start(ConnectionLimits { idle_timeout: Duration::from_millis(100), ..patient() });
     let mut stream = server.connect();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut raw = Vec::new();
@@ -442,14 +440,15 @@ fn publish_huge(server: &Running) {
 
 #[test]
 fn who_does_not_read_is_cut_at_the_deadline() {
-    let limits = Limits { max_connections: 1, response_timeout: Duration::from_millis(300), ..patient() };
+    let limits =
+        ConnectionLimits { max_connections: 1, response_timeout: Duration::from_millis(300), ..patient() };
     let server = Running::start(limits);
     publish_huge(&server);
     let mut stuck = server.connect();
     stuck.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut first = [0; 12];
     stuck.read_exact(&mut first).unwrap();
-    // The only seat is taken until the deadline: an answer here means that it was freed.
+    // The only permit is taken until the deadline: an answer here means that it was freed.
     assert_eq!(server.get("/healthz", "").status, 200);
     let mut rest = Vec::new();
     let _ = stuck.read_to_end(&mut rest);
@@ -458,7 +457,11 @@ fn who_does_not_read_is_cut_at_the_deadline() {
 
 #[test]
 fn stuck_clients_on_every_seat_make_room() {
-    let server = Running::start(Limits { max_connections: 4, grace: Duration::from_millis(50), ..patient() });
+    let server = Running::start(ConnectionLimits {
+        max_connections: 4,
+        grace: Duration::from_millis(50),
+        ..patient()
+    });
     publish_huge(&server);
     let stuck: Vec<TcpStream> = (0..4)
         .map(|_| {
@@ -475,7 +478,7 @@ fn stuck_clients_on_every_seat_make_room() {
 
 #[test]
 fn idle_connections_do_not_starve_a_good_scrape() {
-    let server = Running::start(Limits { grace: Duration::from_millis(50), ..patient() });
+    let server = Running::start(ConnectionLimits { grace: Duration::from_millis(50), ..patient() });
     server.publish(10, 10);
     let mut idle: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
     for stream in idle.iter_mut().step_by(3) {
@@ -485,7 +488,7 @@ fn idle_connections_do_not_starve_a_good_scrape() {
     for _ in 0..3 {
         server.good_scrape();
     }
-    // At least as many as there were too many have lost their seat.
+    // At least as many as there were too many have been cut.
     let mut closed = 0;
     for stream in &mut idle {
         stream.set_nonblocking(true).unwrap();
@@ -496,7 +499,7 @@ fn idle_connections_do_not_starve_a_good_scrape() {
 
 #[test]
 fn a_full_house_keeps_no_connection_alive() {
-    let server = Running::start(Limits { max_connections: 1, ..patient() });
+    let server = Running::start(ConnectionLimits { max_connections: 1, ..patient() });
     // Would never end if the server kept it, since all deadlines are far away.
     let response = server.exchange("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
@@ -504,7 +507,7 @@ fn a_full_house_keeps_no_connection_alive() {
 
 #[test]
 fn stopping_finishes_answers_under_way() {
-    let mut server = Running::start(Limits { drain_timeout: HANG, ..patient() });
+    let mut server = Running::start(ConnectionLimits { drain_timeout: HANG, ..patient() });
     publish_huge(&server);
     let mut idle = server.connect();
     let mut busy = server.connect();

@@ -95,6 +95,7 @@ fn main() -> Result<()> {
         "futex" => waits::futex(&args)?,
         "pipe-read" => waits::pipe_read(&args)?,
         "spin" => waits::spin(&args)?,
+        "yield" => waits::yields(&args)?,
         other => bail!("no workload {other:?}"),
     }
     say("done");

@@ -47,9 +47,7 @@ fn the_default_configuration_is_valid() -> Outcome {
 
 fn probes_are_listed() -> Outcome {
     let text = said(&kernmeter(&["probes"])?)?;
-    for word in
-        ["syscalls", "scheduler", "process", "cgroup", "sys_enter", "sched_switch", "sched_process_fork"]
-    {
+    for word in ["syscalls", "scheduler", "process", "cgroup", "sys_enter", "sched_switch", "task_newtask"] {
         ensure!(text.contains(word), "no {word} in:\n{text}");
     }
     Ok(())

@@ -6,7 +6,7 @@ use kernmeter_tests::settings::rule;
 use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, skip, trials};
 
 use crate::NATIVE;
-use crate::family::{ERRORS, KERNEL_EVENTS, LOST, SYSCALLS};
+use crate::family::{DENIED, ERRORS, KERNEL_EVENTS, LOST, SYSCALLS};
 
 trials![
     exact_across_many_drains,
@@ -213,7 +213,8 @@ pub fn row_sums(scrape: &Scrape) -> Vec<(&'static str, u64)> {
     let switches = |kind| scrape.count("kernmeter_context_switches_total", &[("kind", kind)]);
     let finished = scrape.count("kernmeter_syscall_duration_seconds_count", &[]);
     vec![
-        ("syscall_enter", scrape.count(SYSCALLS, &[])),
+        ("syscall_enter", scrape.count(SYSCALLS, &[]) - scrape.count(DENIED, &[])),
+        ("syscall_denied", scrape.count(DENIED, &[])),
         ("syscall_error", scrape.count(ERRORS, &[])),
         ("syscall_exit", finished + scrape.count("kernmeter_syscalls_unmeasured_total", &[])),
         ("switch_voluntary", switches("voluntary")),
@@ -250,7 +251,10 @@ fn sums_over_tenants_are_the_kernel_totals() -> Outcome {
                 "{event}: rows add up to {rows}, totals go from {before} to {after}"
             );
             // A quiet host need not migrate anything.
-            ensure!(after > 0 || event == "migrations", "{event}: no events at all");
+            ensure!(
+                after > 0 || ["migrations", "syscall_denied"].contains(&event),
+                "{event}: no events at all"
+            );
         }
         // Not `cpu_by_cgroup`, which compares with another account: it has a test of its own.
         let totals = |s: &&Sample| s.label("quantity") != Some("cpu_by_cgroup");
@@ -261,8 +265,12 @@ fn sums_over_tenants_are_the_kernel_totals() -> Outcome {
     let last = row_sums(&scrapes[3]);
     let totals = agent.stop_conserved()?;
     for (event, rows) in last {
-        // Both kinds of switches are one final total.
-        let event = if event.starts_with("switch_") { "switches" } else { event };
+        // Both kinds of switches are one final total, and so are calls entered and denied.
+        let event = match event {
+            "switch_voluntary" | "switch_involuntary" => "switches",
+            "syscall_enter" | "syscall_denied" => "syscalls",
+            other => other,
+        };
         let total = totals.iter().find(|t| t.event == event).with_context(|| format!("no final {event}"))?;
         ensure!(
             total.attributed >= rows,

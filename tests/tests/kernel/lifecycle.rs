@@ -77,7 +77,7 @@ fn the_last_interval_is_in_the_final_totals() -> Outcome {
     ensure!(calls(&scrape, "last", "getppid") == 0, "there was a drain in between: the test proves nothing");
     let stopped = agent.stop()?;
     let totals = stopped.check()?;
-    let entered = totals.iter().find(|t| t.event == "syscall_enter").context("no syscall_enter")?;
+    let entered = totals.iter().find(|t| t.event == "syscalls").context("no syscalls")?;
     let before = early.count(crate::family::SYSCALLS, &[]);
     ensure!(entered.attributed >= before + 1_000_000, "{entered:?} after {before} calls and a million more");
     Ok(())

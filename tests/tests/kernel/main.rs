@@ -5,6 +5,7 @@
 mod abi;
 mod access;
 mod audit;
+mod beginnings;
 mod cli;
 mod counting;
 mod flood;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         abi::trials(),
         moves::trials(),
         processes::trials(),
+        beginnings::trials(),
         unentered::trials(),
         workers::trials(),
         time::trials(),

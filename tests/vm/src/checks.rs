@@ -57,7 +57,10 @@ pub fn all(variant: Variant) -> Vec<Check> {
         ("exit", clean_exit),
     ];
     match variant {
-        Variant::Hotplug => checks.push(("hotplug", cpus::come_and_go)),
+        Variant::Hotplug => {
+            checks.extend([("hotplug", cpus::come_and_go as fn() -> Result<()>), ("idle", cpus::idle)]);
+        }
+        Variant::Preempt => checks.push(("held-back", held_back)),
         Variant::MaxCpus => checks.push(("late-cpus", cpus::come_late)),
         Variant::Runc => checks.push(("container", container::is_metered)),
         _ => {}
@@ -290,6 +293,22 @@ fn blocked_time() -> Result<()> {
     println!("blocked {blocked} s, measured {took} s");
     ensure!((0.5 * 0.98..=took).contains(&blocked), "blocked {blocked} s, measured {took} s");
     workload.finish()?;
+    stop(agent)
+}
+
+/// Fault 35: a task that is preempted on its way to sleep, and woken before it gets there, has been waiting for a CPU all the
+/// while.
+fn held_back() -> Result<()> {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let tenant = hierarchy.tenant("held")?;
+    let (workload, lines) = Workload::run(&tenant, &["stopped", "--ms", "500"])?;
+    workload.finish()?;
+    ensure!(lines == ["preempted"], "the task was not preempted on its way to sleep: {lines:?}");
+    let waited =
+        scrape_of(&agent, "held")?.sum("kernmeter_runqueue_wait_seconds_sum", &[("tenant_id", "held")]);
+    println!("waited {waited} s");
+    ensure!((0.5..2.0).contains(&waited), "waited {waited} s of the 0.5 s for which it was held back");
     stop(agent)
 }
 

@@ -22,6 +22,8 @@ pub enum Variant {
     Confidentiality,
     /// CPUs go and come under load.
     Hotplug,
+    /// Preemption of the kernel itself.
+    Preempt,
     /// More CPUs possible than online.
     MaxCpus,
     /// With runc in the initial file system.
@@ -36,6 +38,7 @@ impl Variant {
             "no-btf" => Self::NoBtf,
             "confidentiality" => Self::Confidentiality,
             "hotplug" => Self::Hotplug,
+            "preempt" => Self::Preempt,
             "maxcpus" => Self::MaxCpus,
             "runc" => Self::Runc,
             // The others differ by the command line or by the machine only.

@@ -11,15 +11,25 @@ use crate::machine;
 /// Major and minor number of a release.
 pub type Release = (u32, u32);
 
-/// A documented prototype, such as `f(int a, bool b), since 5.1; without b before`.
+/// A documented prototype, such as `f(int a, bool b), since 5.1; without b before`, or `; with long b before`.
 #[derive(Debug, PartialEq, Eq)]
 struct Documented<'a> {
     tracepoint: &'a str,
     /// Type and name of each argument.
     arguments: Vec<(&'a str, &'a str)>,
     since: Release,
-    /// Arguments that older kernels do not pass; if there are none, older kernels lack the tracepoint.
-    newer: Vec<&'a str>,
+    older: Older<'a>,
+}
+
+/// What older kernels have.
+#[derive(Debug, PartialEq, Eq)]
+enum Older<'a> {
+    /// No such tracepoint.
+    None,
+    /// All arguments but these.
+    Without(Vec<&'a str>),
+    /// Another type for one of them: type and name.
+    With(&'a str, &'a str),
 }
 
 /// Compares the prototype each hook documents with what this kernel's type information says.
@@ -58,38 +68,55 @@ fn parse(prototype: &str) -> Option<Documented<'_>> {
     let (head, tail) = prototype.rsplit_once("), since ")?;
     let (tracepoint, arguments) = head.split_once('(')?;
     let (since, rest) = tail.split_once("; ").map_or((tail, None), |(since, rest)| (since, Some(rest)));
-    let newer = match rest {
-        Some(rest) => rest.strip_prefix("without ")?.strip_suffix(" before")?.split(", ").collect(),
-        None => Vec::new(),
+    let older = match rest {
+        None => Older::None,
+        Some(rest) => {
+            let rest = rest.strip_suffix(" before")?;
+            match rest.strip_prefix("without ") {
+                Some(names) => Older::Without(names.split(", ").collect()),
+                None => argument(rest.strip_prefix("with ")?).map(|(kind, name)| Older::With(kind, name))?,
+            }
+        }
     };
-    let arguments = arguments
-        .split(',')
-        .map(|argument| {
-            let argument = argument.trim();
-            let start = argument.rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_')? + 1;
-            Some((argument[..start].trim(), &argument[start..]))
-        })
-        .collect::<Option<Vec<_>>>()?;
-    let known = newer.iter().all(|name| arguments.iter().any(|(_, argument)| argument == name));
-    let named = arguments.iter().all(|(kind, name)| !kind.is_empty() && !name.is_empty());
-    (known && named).then_some(())?;
-    Some(Documented { tracepoint, arguments, since: numbers(since)?, newer })
+    let arguments = arguments.split(',').map(argument).collect::<Option<Vec<_>>>()?;
+    let has = |name: &str| arguments.iter().any(|(_, argument)| *argument == name);
+    let known = match &older {
+        Older::None => true,
+        Older::Without(names) => names.iter().all(|name| has(name)),
+        Older::With(_, name) => has(name),
+    };
+    known.then_some(())?;
+    Some(Documented { tracepoint, arguments, since: numbers(since)?, older })
+}
+
+/// Type and name of an argument.
+fn argument(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim();
+    let start = text.rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_')? + 1;
+    let (kind, name) = (text[..start].trim(), &text[start..]);
+    (!kind.is_empty() && !name.is_empty()).then_some((kind, name))
 }
 
 /// What a kernel of this release says against the documentation, if anything.
 fn contradiction(documented: &Documented, found: Option<&[Argument]>, release: Release) -> Option<String> {
-    let Documented { tracepoint, arguments, since, newer } = documented;
+    let Documented { tracepoint, arguments, since, older } = documented;
     let (major, minor) = *since;
     let is_older = release < *since;
-    let expected: Vec<(&str, &str)> =
-        arguments.iter().copied().filter(|(_, name)| !is_older || !newer.contains(name)).collect();
+    let mut expected = arguments.clone();
+    match older {
+        Older::Without(names) if is_older => expected.retain(|(_, name)| !names.contains(name)),
+        Older::With(kind, name) if is_older => {
+            expected.iter_mut().filter(|(_, own)| own == name).for_each(|own| own.0 = kind);
+        }
+        _ => {}
+    }
     let Some(found) = found else {
-        let excused = is_older && newer.is_empty();
+        let excused = is_older && *older == Older::None;
         return (!excused).then(|| {
             format!("`{tracepoint}` is documented since {major}.{minor}, but this kernel has none")
         });
     };
-    if is_older && newer.is_empty() {
+    if is_older && *older == Older::None {
         return Some(format!("`{tracepoint}` is documented since {major}.{minor}, but this kernel has it"));
     }
     let same = found.len() == expected.len()
@@ -144,13 +171,15 @@ mod tests {
     fn reads_what_is_documented() {
         let documented = parse(SWITCH).unwrap();
         assert_eq!(documented.since, (5, 18));
-        assert_eq!(documented.newer, ["prev_state"]);
+        assert_eq!(documented.older, Older::Without(vec!["prev_state"]));
         assert_eq!(
             documented.arguments,
             [("bool", "preempt"), ("struct task_struct *", "prev"), ("unsigned int", "prev_state")]
         );
         for wrong in
             ["f(int a)", "f(int a), since", "f(int), since 5.1", "f(int a), since 5.1; without b before"]
+                .into_iter()
+                .chain(["f(int a), since 5.1; with long b before", "f(int a), since 5.1; with long before"])
         {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
@@ -174,6 +203,19 @@ mod tests {
             assert!(against(Some(&other), (6, 1)).is_some(), "{kind} {name}");
         }
         assert!(against(None, (6, 1)).unwrap().contains("has none"));
+        let wider = parse("f(u64 a, int b), since 6.18; with unsigned long a before").unwrap();
+        let (narrow, wide) = (("unsigned long", Some("a")), ("u64", Some("a")));
+        for (kind, release, is_right) in
+            [(wide, (6, 18), true), (narrow, (6, 12), true), (wide, (6, 12), false), (narrow, (6, 18), false)]
+        {
+            let found = arguments(&[kind, ("int", None)]);
+            assert_eq!(
+                contradiction(&wider, Some(&found), release).is_none(),
+                is_right,
+                "{kind:?} {release:?}"
+            );
+        }
+        assert!(contradiction(&wider, None, (5, 10)).is_some());
         let whole = parse("f(int a), since 6.1").unwrap();
         assert_eq!(contradiction(&whole, None, (5, 10)), None);
         assert!(

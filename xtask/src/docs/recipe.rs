@@ -16,7 +16,7 @@ use crate::workspace;
 /// How long the agent may take for its table, on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Totals that the documents show, of all that are logged.
-const TOTALS: [&str; 4] = ["syscall_enter", "syscall_error", "cpu_ns", "blocked_ns"];
+const TOTALS: [&str; 4] = ["syscalls", "syscall_error", "cpu_ns", "blocked_ns"];
 
 /// How a block is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -43,8 +43,8 @@ const ROOMS: &[Room] = &[
     room("exposition", &["allocations", "catalog", "escape", "registry"]),
     room("selfmetrics", &["adapt", "allocations", "catalog", "escape", "exposition", "registry"]),
     // Who may read what: files and credentials, no series.
-    room("web", &["config", "filewatch", "identity"]),
-    room("serve", &["exposition", "registry", "selfmetrics", "web"]),
+    room("auth", &["config", "filewatch", "identity"]),
+    room("serve", &["auth", "exposition", "registry", "selfmetrics"]),
     room("table", &["catalog", "registry"]),
     room("log", &["config"]),
     room("docs", &["catalog", "config", "exposition", "kernel", "selfmetrics"]),

@@ -50,6 +50,8 @@ const LEGEND: &str = "
 | `balance` | under load, sums over tenants equal the kernel's own totals |
 | `exit` | nothing is left in the kernel after SIGTERM and SIGKILL |
 | `hotplug` | calls are exact while a CPU goes offline and online six times |
+| `idle` | the time for which a CPU is offline is neither idle nor busy |
+| `held-back` | a task that is preempted on its way to sleep, and woken before it gets there, waits for a CPU all the while (`preempt=full`) |
 | `late-cpus` | tables are sized for possible CPUs; CPUs that come later, with gaps in their numbers, count exactly |
 | `container` | containers of runc with limits of memory, CPU and processes, under both cgroup drivers' paths: exact under their ids, CPU time that of `cpu.stat` |
 | `refusal` | where nothing can be metered the agent ends with one line and exit code 1 |

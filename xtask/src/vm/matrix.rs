@@ -49,6 +49,10 @@ pub const VARIANTS: &[Variant] = &[
     },
     variant("hotplug", "a CPU goes and comes under load", &["6.1", NEWEST]),
     Variant {
+        parameters: "preempt=full",
+        ..variant("preempt", "the kernel is preempted wherever it can be", &["6.1", NEWEST])
+    },
+    Variant {
         cpus: "4",
         parameters: "maxcpus=1",
         ..variant("maxcpus", "four possible CPUs, one online; others come later, with gaps", &["6.12"])

@@ -8,8 +8,8 @@ use flate2::read::GzDecoder;
 
 use super::tls::{Client, Pki};
 use super::{Response, Running, patient};
+use crate::auth::Reader;
 use crate::registry::{Detail, Family, Kind, Limits, Registry, Scale};
-use crate::web::Reader;
 
 static CALLS: Family = Family {
     name: "kernmeter_calls",
@@ -59,7 +59,7 @@ fn publish(server: &Running) {
     }
     registry.expire(10);
     server.state.snapshots().publish(std::sync::Arc::new(registry.publish(99_000_000_000)));
-    server.state.set_seeing();
+    server.state.set_attached();
 }
 
 /// The body as text, unpacked.
@@ -272,7 +272,7 @@ fn check_answer(
 fn who_sees_what() {
     let pki = Pki::new("matrix");
     let mut watched = pki.tenants();
-    let server = Running::guarded(patient(), watched.guard());
+    let server = Running::with_authenticator(patient(), watched.authenticator());
     publish(&server);
     let asks: Vec<(&str, &str, bool)> = FORMATS
         .into_iter()
@@ -325,7 +325,7 @@ fn who_sees_what() {
 fn probes_tell_strangers_nothing() {
     let pki = Pki::new("probes");
     let watched = pki.tenants();
-    let server = Running::guarded(patient(), watched.guard());
+    let server = Running::with_authenticator(patient(), watched.authenticator());
     let mut client = pki.client(&server, None);
     let mut get = |path: &str, header: &str| {
         let response = client.exchange(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n"), false);
@@ -333,12 +333,11 @@ fn probes_tell_strangers_nothing() {
     };
     let [operator, alpha, wrong] = ["opera-token-000000", "alpha-token-000000", "wrong-token-000000"]
         .map(|token| format!("Authorization: Bearer {token}\r\n"));
-    server.state.set_blind("the kernel of bravo lacks BTF");
     for header in ["", &alpha, &wrong] {
         assert_eq!(get("/readyz", header), (503, "not ready\n".to_owned()), "{header}");
         assert_eq!(get("/healthz", header), (200, "ok\n".to_owned()), "{header}");
     }
-    assert_eq!(get("/readyz", &operator), (503, "not ready: the kernel of bravo lacks BTF\n".to_owned()));
+    assert_eq!(get("/readyz", &operator), (503, "not ready: starting: no probe attached yet\n".to_owned()));
     let (_, metrics) = get("/metrics", &operator);
     // Probes are no attempts.
     assert!(!metrics.contains("kernmeter_access_refusals_total{"), "{metrics}");
@@ -350,7 +349,7 @@ fn a_flood_of_wrong_passwords_holds_up_no_scrape() {
     let pki = Pki::new("flood");
     pki.hash_cost(10);
     let watched = pki.tenants();
-    let server = Running::guarded(patient(), watched.guard());
+    let server = Running::with_authenticator(patient(), watched.authenticator());
     publish(&server);
     let scrape = |header: &str| {
         let mut client = pki.client(&server, None);

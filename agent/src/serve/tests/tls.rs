@@ -16,8 +16,8 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{HANG, Limits, Response, Running, is_closed, patient};
-use crate::web::{Access, Credentials, Watched};
+use super::{ConnectionLimits, Response, Running, is_closed, patient};
+use crate::auth::{Access, AuthFiles, Credentials};
 
 /// A CA that signs what a test asks for.
 struct Authority {
@@ -49,7 +49,7 @@ impl Authority {
     }
 }
 
-/// Files of a guarded server in a directory that goes with it.
+/// The files of a server, in a directory that is removed when dropped.
 pub(super) struct Pki {
     dir: PathBuf,
     servers: Authority,
@@ -104,8 +104,8 @@ impl Pki {
         );
     }
 
-    fn load(&self, access: &Access) -> Watched {
-        Watched::load(Some(&self.path("web.yml")), access).unwrap()
+    fn load(&self, access: &Access) -> AuthFiles {
+        AuthFiles::load(Some(&self.path("web.yml")), access).unwrap()
     }
 
     pub(super) fn access(&self) -> Access {
@@ -124,7 +124,7 @@ impl Pki {
         }
     }
 
-    pub(super) fn tenants(&self) -> Watched {
+    pub(super) fn tenants(&self) -> AuthFiles {
         self.load(&self.access())
     }
 
@@ -179,7 +179,7 @@ impl Client {
 
     fn connect(&self) -> std::io::Result<Tls> {
         let tcp = TcpStream::connect(self.address)?;
-        tcp.set_read_timeout(Some(HANG))?;
+        tcp.set_read_timeout(Some(super::tests::HANG))?;
         // The end of the handshake and the request are two writes: the second must not wait for an acknowledgement.
         tcp.set_nodelay(true)?;
         let connection = ClientConnection::new(Arc::clone(&self.config), "localhost".try_into().unwrap());
@@ -237,7 +237,7 @@ fn http_1_1_over_tls_1_3() {
     let pki = Pki::new("plain");
     pki.web("}");
     let watched = pki.load(&Access::default());
-    let server = Running::guarded(patient(), watched.guard());
+    let server = Running::with_authenticator(patient(), watched.authenticator());
     let mut client = pki.client(&server, None);
     // Kept over several requests.
     for _ in 0..3 {
@@ -274,7 +274,7 @@ fn below_tls_1_2_is_refused() {
     let pki = Pki::new("old");
     pki.web("min_version: TLS12}");
     let watched = pki.load(&Access::default());
-    let server = Running::guarded(patient(), watched.guard());
+    let server = Running::with_authenticator(patient(), watched.authenticator());
     for version in [0, 1, 2] {
         let mut stream = server.connect();
         stream.write_all(&old_hello(version)).unwrap();
@@ -320,7 +320,7 @@ fn client_certificates_are_verified() {
         ("if given", &given, true, true, true),
         ("named", &named, false, true, false),
     ] {
-        let server = Running::guarded(patient(), watched.guard());
+        let server = Running::with_authenticator(patient(), watched.authenticator());
         let gets = |signed| pki.client_with(&server, signed).try_exchange(HEALTH, false).is_ok();
         assert_eq!(gets(None), none, "{how}: none");
         assert_eq!(gets(Some(pki.clients.sign("b.example", usage.clone()))), listed, "{how}: listed");
@@ -340,7 +340,7 @@ fn client_certificates_are_verified() {
 fn expired_client_certificates_are_refused() {
     let pki = Pki::new("expired");
     let watched = pki.tenants();
-    let server = Running::guarded(patient(), watched.guard());
+    let server = Running::with_authenticator(patient(), watched.authenticator());
     let mut params = CertificateParams::new(vec!["alpha.example".to_owned()]).unwrap();
     params.not_before = rcgen::date_time_ymd(2001, 1, 1);
     params.not_after = rcgen::date_time_ymd(2002, 1, 1);
@@ -354,8 +354,9 @@ fn slow_handshakes_are_cut_and_hold_nobody() {
     let pki = Pki::new("slow");
     pki.web("}");
     let watched = pki.load(&Access::default());
-    let limits = Limits { header_timeout: Duration::from_millis(200), max_connections: 8, ..patient() };
-    let server = Running::guarded(limits, watched.guard());
+    let limits =
+        ConnectionLimits { header_timeout: Duration::from_millis(200), max_connections: 8, ..patient() };
+    let server = Running::with_authenticator(limits, watched.authenticator());
     let hello = old_hello(3);
     let mut slow: Vec<TcpStream> = (0..8)
         .map(|n| {
@@ -365,7 +366,7 @@ fn slow_handshakes_are_cut_and_hold_nobody() {
             stream
         })
         .collect();
-    // Every seat is taken; one is free again once the deadline has passed.
+    // Every permit is taken; one is free again once the deadline has passed.
     assert_eq!(pki.client(&server, None).exchange(HEALTH, false).text(), "ok\n");
     assert!(slow.iter_mut().all(is_closed));
     // One that dribbles inside the tunnel is cut as without one.
@@ -374,7 +375,7 @@ fn slow_handshakes_are_cut_and_hold_nobody() {
     let begun = std::time::Instant::now();
     while stream.write_all(b"a").and_then(|()| stream.flush()).is_ok() {
         std::thread::sleep(Duration::from_millis(5));
-        assert!(begun.elapsed() < HANG, "never cut");
+        assert!(begun.elapsed() < super::tests::HANG, "never cut");
     }
 }
 
@@ -389,7 +390,7 @@ fn certificates_are_replaced_and_broken_ones_are_not_taken() {
     let pki = Pki::new("reload");
     let access = pki.access();
     let mut watched = pki.tenants();
-    let server = Running::guarded(patient(), watched.guard());
+    let server = Running::with_authenticator(patient(), watched.authenticator());
     let mut client = pki.client(&server, Some("alpha.example"));
     let metrics = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
     assert_eq!(client.exchange(metrics, false).status, 200);

@@ -57,6 +57,10 @@ fn map(fd: &OwnedFd, len: usize, offset: i64) -> Result<*mut u8> {
 }
 
 /// `--reads N --kib N --rounds N`: so many reads of `/dev/zero` at once, each in a worker, again and again.
+#[allow(
+    clippy::cast_ptr_alignment,
+    reason = "mappings are pages, and the kernel aligns what it puts in them"
+)]
 pub fn reads(args: &Args) -> Result<()> {
     let (count, kib) = (args.number("reads", 4)? as u32, args.number("kib", 1)? as usize);
     let mut params = Params::default();

@@ -133,3 +133,18 @@ pub fn spin(args: &Args) -> Result<()> {
     work(&barrier);
     Ok(())
 }
+
+/// `--ms N --cpu N`: with real-time priority, spins for so long, then gives its CPU away as often as it can, to others of this
+/// kind, until killed.
+pub fn yields(args: &Args) -> Result<()> {
+    pin(args.number("cpu", 0)?)?;
+    real_time(libc::SCHED_RR)?;
+    let (begin, time) = (Instant::now(), Duration::from_millis(args.number("ms", 1)?));
+    while begin.elapsed() < time {
+        std::hint::spin_loop();
+    }
+    say("done");
+    loop {
+        std::thread::yield_now();
+    }
+}

@@ -1,6 +1,7 @@
 //! In: a machine whose CPUs come and go, or come late; out: whether what runs on them is counted exactly.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kernmeter_tests::{Agent, Hierarchy, Settings, Workload, skip};
@@ -36,7 +37,7 @@ pub fn come_and_go() -> Result<()> {
     for _ in 0..6 {
         for state in ["0", "1"] {
             set_online(1, state)?;
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
     for mut workload in workloads {
@@ -46,6 +47,34 @@ pub fn come_and_go() -> Result<()> {
     for tenant in ["left", "right"] {
         all_arrive(&agent, tenant, CALLS)?;
     }
+    stop(agent)
+}
+
+/// Fault 35: a CPU that is offline does not idle. What tasks ran and what CPUs idled is at most what the CPUs were there for.
+pub fn idle() -> Result<()> {
+    const OFFLINE: Duration = Duration::from_secs(3);
+    if fs::read_to_string(online(1)).is_err() {
+        skip!("the machine has no second CPU that can be taken away");
+    }
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let spent = || -> Result<(Instant, f64)> {
+        let scrape = agent.fresh()?;
+        let total = |event| scrape.sum("kernmeter_kernel_seconds_total", &[("kind", event)]);
+        Ok((Instant::now(), total("idle") + total("cpu")))
+    };
+    // Whatever it has done since it started is told first.
+    let (begin, before) = spent()?;
+    set_online(1, "0")?;
+    std::thread::sleep(OFFLINE);
+    set_online(1, "1")?;
+    let (end, after) = spent()?;
+    let there = 2.0 * (end - begin).as_secs_f64() - OFFLINE.as_secs_f64();
+    let seen = after - before;
+    println!("two CPUs were there for {there} s together, and ran or idled for {seen} s");
+    // A pass or two lie between what is read and when.
+    ensure!(seen <= there + 1.0, "CPUs that were there for {there} s ran or idled for {seen} s");
+    ensure!(seen >= there - 1.5, "CPUs that were there for {there} s ran or idled for {seen} s only");
     stop(agent)
 }
 

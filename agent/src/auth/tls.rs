@@ -14,13 +14,13 @@ use rustls::{
     SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::WebError;
+use super::AuthError;
 use super::certificate::names;
 use super::files::{Secrecy, read, shown};
-use super::schema::{ClientAuth, Tls, Version};
+use super::schema::{ClientAuth, TlsSettings, TlsVersion};
 
 /// Reads certificates and key, and checks that they go together.
-pub(super) fn load(tls: &Tls) -> Result<Arc<ServerConfig>, WebError> {
+pub(super) fn load(tls: &TlsSettings) -> Result<Arc<ServerConfig>, AuthError> {
     let chain = certificates(&tls.certificate, "certificate")?;
     let key = read(&tls.key, "key", Secrecy::Secret)?;
     let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| {
@@ -39,7 +39,7 @@ pub(super) fn load(tls: &Tls) -> Result<Arc<ServerConfig>, WebError> {
     let has_suite =
         |version: &SupportedProtocolVersion| provider.cipher_suites.iter().any(|s| s.version() == version);
     let versions: Vec<&'static SupportedProtocolVersion> =
-        [(Version::Tls13, &rustls::version::TLS13), (Version::Tls12, &rustls::version::TLS12)]
+        [(TlsVersion::Tls13, &rustls::version::TLS13), (TlsVersion::Tls12, &rustls::version::TLS12)]
             .into_iter()
             .filter(|(version, offered)| {
                 (tls.min_version..=tls.max_version).contains(version) && has_suite(offered)
@@ -73,7 +73,10 @@ pub(super) fn load(tls: &Tls) -> Result<Arc<ServerConfig>, WebError> {
             let inner = verifier
                 .build()
                 .map_err(|error| refused("client CA", ca, &format!("cannot verify clients: {error}")))?;
-            builder.with_client_cert_verifier(Arc::new(Named { inner, allowed: tls.allowed_names.clone() }))
+            builder.with_client_cert_verifier(Arc::new(NamedClientVerifier {
+                inner,
+                allowed: tls.allowed_names.clone(),
+            }))
         }
         _ => builder.with_no_client_auth(),
     };
@@ -88,7 +91,7 @@ pub(super) fn load(tls: &Tls) -> Result<Arc<ServerConfig>, WebError> {
     Ok(Arc::new(config))
 }
 
-fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, WebError> {
+fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, AuthError> {
     let pem = read(path, what, Secrecy::Public)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match all {
@@ -98,20 +101,20 @@ fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'s
     }
 }
 
-fn refused(what: &'static str, path: &Path, message: &str) -> WebError {
+fn refused(what: &'static str, path: &Path, message: &str) -> AuthError {
     // One line, whatever the library says.
     let message = message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
-    WebError::File { what, file: shown(path), message }
+    AuthError::File { what, file: shown(path), message }
 }
 
 /// Verifies chains as rustls does and then, if there is a list, that the certificate carries one of its names.
 #[derive(Debug)]
-struct Named {
+struct NamedClientVerifier {
     inner: Arc<dyn ClientCertVerifier>,
     allowed: Vec<String>,
 }
 
-impl ClientCertVerifier for Named {
+impl ClientCertVerifier for NamedClientVerifier {
     fn verify_client_cert(
         &self,
         end_entity: &CertificateDer<'_>,

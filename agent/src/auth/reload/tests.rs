@@ -9,7 +9,7 @@ use rcgen::{CertificateParams, KeyPair};
 use super::*;
 use crate::config::Credentials;
 
-/// A directory that goes with its guard.
+/// A directory, removed when dropped.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -50,13 +50,13 @@ fn tokens(operators: &[&Path], a: &[&Path]) -> Access {
     Access { operators: files(operators), tenants: [("a".to_owned(), files(a))].into() }
 }
 
-fn reader(watched: &Watched, authorization: &str) -> Option<Reader> {
+fn reader(watched: &AuthFiles, authorization: &str) -> Option<Reader> {
     let mut headers = HeaderMap::new();
     if !authorization.is_empty() {
         headers.insert(AUTHORIZATION, authorization.parse().unwrap());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(watched.guard().identify(&headers, None, [127, 0, 0, 1].into())).ok()
+    runtime.block_on(watched.authenticator().identify(&headers, None, [127, 0, 0, 1].into())).ok()
 }
 
 fn a() -> Reader {
@@ -68,7 +68,7 @@ fn tokens_are_checked_before_they_count() {
     let dir = Dir::new("tokens");
     let load = |text: &str| {
         let path = dir.write("token", text);
-        Watched::load(None, &tokens(&[], &[&path])).map_err(|error| error.to_string())
+        AuthFiles::load(None, &tokens(&[], &[&path])).map_err(|error| error.to_string())
     };
     let watched = load("  0123456789abcdef\n\n").unwrap();
     assert_eq!(reader(&watched, "Bearer 0123456789abcdef"), Some(a()));
@@ -85,12 +85,12 @@ fn tokens_are_checked_before_they_count() {
     }
     let path = dir.write("token", "0123456789abcdef");
     let copy = dir.write("copy", "0123456789abcdef");
-    let error = Watched::load(None, &tokens(&[&copy], &[&path])).unwrap_err().to_string();
+    let error = AuthFiles::load(None, &tokens(&[&copy], &[&path])).unwrap_err().to_string();
     assert!(error.contains("another file holds too"), "{error}");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    let error = Watched::load(None, &tokens(&[], &[&path])).unwrap_err().to_string();
+    let error = AuthFiles::load(None, &tokens(&[], &[&path])).unwrap_err().to_string();
     assert!(error.contains("has mode 0644"), "{error}");
-    let error = Watched::load(None, &tokens(&[], &[Path::new("/nowhere")])).unwrap_err().to_string();
+    let error = AuthFiles::load(None, &tokens(&[], &[Path::new("/nowhere")])).unwrap_err().to_string();
     assert!(error.contains("cannot read bearer token `/nowhere`"), "{error}");
 }
 
@@ -105,7 +105,7 @@ fn whose_a_user_is() {
     };
     // u:pw and v:pw
     let (u, v) = ("Basic dTpwdw==", "Basic djpwdw==");
-    let load = |access: &Access| Watched::load(Some(&web), access).unwrap();
+    let load = |access: &Access| AuthFiles::load(Some(&web), access).unwrap();
     let none = load(&Access::default());
     assert_eq!((reader(&none, u), reader(&none, v)), (Some(Reader::Operator), Some(Reader::Operator)));
     assert_eq!(reader(&none, ""), None);
@@ -114,7 +114,7 @@ fn whose_a_user_is() {
     assert_eq!((reader(&tenant, u), reader(&tenant, v)), (Some(a()), None));
     let operators = load(&Access { operators: users(&["v", "gone"]), ..Access::default() });
     assert_eq!((reader(&operators, u), reader(&operators, v)), (None, Some(Reader::Operator)));
-    let open = Watched::load(None, &Access::default()).unwrap();
+    let open = AuthFiles::load(None, &Access::default()).unwrap();
     assert_eq!(reader(&open, ""), Some(Reader::Operator));
 }
 
@@ -124,7 +124,7 @@ fn certificates_need_somebody_who_verifies_them() {
         operators: Credentials { client_certificates: vec!["CN=ops".into()], ..Credentials::default() },
         ..Access::default()
     };
-    let error = Watched::load(None, &access).unwrap_err().to_string();
+    let error = AuthFiles::load(None, &access).unwrap_err().to_string();
     assert!(error.contains("needs a `client_ca_file`"), "{error}");
 }
 
@@ -142,9 +142,9 @@ fn a_swapped_secret_is_followed_and_a_broken_one_is_not() {
     };
     swap("1");
     let access = tokens(&[], &[&dir.0.join("..data/token")]);
-    let mut watched = Watched::load(None, &access).unwrap();
-    let guard = watched.guard();
-    let mut changes = guard.changes();
+    let mut watched = AuthFiles::load(None, &access).unwrap();
+    let authenticator = watched.authenticator();
+    let mut changes = authenticator.changes();
     assert!(!watched.changed());
     swap("2");
     assert!(watched.changed() && !watched.changed());
@@ -181,12 +181,15 @@ fn certificates_and_keys_that_do_not_go_together() {
     dir.write("cut.pem", &cut[..cut.len() / 2]);
     let load = |certificate: &str, key: &str, more: &str| {
         let text = format!("tls_server_config: {{cert_file: {certificate}, key_file: {key}{more}}}");
-        Watched::load(Some(&dir.write("web.yml", &text)), &Access::default())
+        AuthFiles::load(Some(&dir.write("web.yml", &text)), &Access::default())
             .map_err(|error| error.to_string())
     };
     let verify = |ca: &str| format!(", client_ca_file: {ca}, client_auth_type: VerifyClientCertIfGiven");
     let good = load("one.crt", "one.key", "").unwrap();
-    assert!(good.guard().door().tls().is_some() && !good.guard().door().is_guarded());
+    assert!(
+        good.authenticator().policy().tls().is_some()
+            && !good.authenticator().policy().requires_credentials()
+    );
     assert!(load("one.crt", "one.key", &verify("two.crt")).is_ok());
     for (certificate, key, more, part) in [
         ("one.crt", "two.key", String::new(), "cannot be used with key"),

@@ -4,7 +4,7 @@ use std::io;
 
 /// Why there is no access to configure. The old configuration, if any, stays.
 #[derive(Debug, thiserror::Error)]
-pub enum WebError {
+pub enum AuthError {
     /// A file that is named cannot be read.
     #[error("cannot read {what} `{file}`: {source}; check the path and who may read it")]
     Read {

@@ -1,4 +1,5 @@
-//! In: what has been read of files; out: who comes in, and how. What is configured is swapped whole. Reads no file.
+//! In: what has been read of files, a request's credentials; out: the reader they stand for. The policy is replaced as a whole.
+//! Reads no file.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,17 +10,17 @@ use tokio::sync::watch;
 
 use super::passwords::Passwords;
 use super::readers::Readers;
-use super::{Names, Reader, Refusal, certificate};
+use super::{CertificateNames, Reader, Refusal, certificate};
 
-/// One configuration of the entrance. Never changes; another takes its place.
+/// Who may read what, and how connections are made: one configuration. Never changes; another takes its place.
 #[derive(Debug, Default)]
-pub struct Door {
+pub struct AccessPolicy {
     pub(super) readers: Readers,
     pub(super) tls: Option<Arc<ServerConfig>>,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Door {
+impl AccessPolicy {
     /// What handshakes need; `None` for plain TCP.
     pub fn tls(&self) -> Option<&Arc<ServerConfig>> {
         self.tls.as_ref()
@@ -31,8 +32,8 @@ impl Door {
     }
 
     /// Whether readers must show credentials.
-    pub fn is_guarded(&self) -> bool {
-        self.readers.is_guarded()
+    pub fn requires_credentials(&self) -> bool {
+        self.readers.requires_credentials()
     }
 
     /// What an answer to a refused request asks for.
@@ -41,37 +42,37 @@ impl Door {
     }
 }
 
-/// The present door, and what outlives it: remembered verdicts on passwords.
+/// Tells who a request is from, by the present policy. Outlives it, with what is remembered of passwords.
 #[derive(Debug)]
-pub struct Guard {
-    door: watch::Sender<Arc<Door>>,
+pub struct Authenticator {
+    policy: watch::Sender<Arc<AccessPolicy>>,
     passwords: Passwords,
 }
 
-impl Default for Guard {
+impl Default for Authenticator {
     /// Open to everybody, without TLS.
     fn default() -> Self {
-        Self { door: watch::Sender::new(Arc::default()), passwords: Passwords::new() }
+        Self { policy: watch::Sender::new(Arc::default()), passwords: Passwords::new() }
     }
 }
 
-impl Guard {
-    pub(super) fn replace(&self, door: Door) {
-        self.door.send_replace(Arc::new(door));
+impl Authenticator {
+    pub(super) fn replace(&self, policy: AccessPolicy) {
+        self.policy.send_replace(Arc::new(policy));
     }
 
-    /// The present door.
-    pub fn door(&self) -> Arc<Door> {
-        Arc::clone(&self.door.borrow())
+    /// The present policy.
+    pub fn policy(&self) -> Arc<AccessPolicy> {
+        Arc::clone(&self.policy.borrow())
     }
 
-    /// Tells when there is another door; the present one is seen.
-    pub fn changes(&self) -> watch::Receiver<Arc<Door>> {
-        self.door.subscribe()
+    /// Tells when there is another policy; the present one is seen.
+    pub fn changes(&self) -> watch::Receiver<Arc<AccessPolicy>> {
+        self.policy.subscribe()
     }
 
     /// The names of a client's certificate, which the handshake has verified.
-    pub fn names(certificate: &[u8]) -> Names {
+    pub fn names(certificate: &[u8]) -> CertificateNames {
         certificate::names(certificate)
     }
 
@@ -83,10 +84,10 @@ impl Guard {
     pub async fn identify(
         &self,
         headers: &HeaderMap,
-        certificate: Option<&Names>,
+        certificate: Option<&CertificateNames>,
         peer: IpAddr,
     ) -> Result<Reader, Refusal> {
-        let door = self.door();
-        door.readers.identify(&self.passwords, headers, certificate, peer).await
+        let policy = self.policy();
+        policy.readers.identify(&self.passwords, headers, certificate, peer).await
     }
 }

@@ -6,7 +6,7 @@ use super::*;
 
 const HASH: &str = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG";
 
-fn good(text: &str) -> Settings {
+fn good(text: &str) -> WebConfigFile {
     parse(text, Path::new("/etc/web")).unwrap_or_else(|p| panic!("{}:{}: {}", p.line, p.column, p.message))
 }
 
@@ -54,7 +54,7 @@ basic_auth_users:
     assert_eq!(tls.client_ca.as_deref(), Some(Path::new("/etc/web/../ca.crt")));
     assert_eq!(
         (tls.client_auth, tls.min_version, tls.max_version),
-        (ClientAuth::Required, Version::Tls12, Version::Tls13)
+        (ClientAuth::Required, TlsVersion::Tls12, TlsVersion::Tls13)
     );
     assert_eq!((tls.allowed_names.len(), tls.prefer_server_suites), (1, false));
     let suites: Vec<String> = tls.suites.unwrap().into_iter().map(suite_name).collect();

@@ -10,7 +10,7 @@ fn tenant(name: &str) -> Reader {
 
 fn readers() -> Readers {
     let mut readers = Readers::default();
-    readers.guard();
+    readers.require_credentials();
     for (token, reader) in [
         ("operator-token-0", Reader::Operator),
         ("tenant-a-token-0", tenant("a")),
@@ -36,7 +36,7 @@ fn readers() -> Readers {
 fn identify(
     readers: &Readers,
     authorization: &[&str],
-    certificate: Option<&Names>,
+    certificate: Option<&CertificateNames>,
 ) -> Result<Reader, Refusal> {
     let mut headers = HeaderMap::new();
     for value in authorization {
@@ -92,7 +92,7 @@ fn authorization_headers() {
 #[test]
 fn certificates() {
     let readers = readers();
-    let names = |alternative: &[&str], common: &[&str]| Names {
+    let names = |alternative: &[&str], common: &[&str]| CertificateNames {
         alternative: alternative.iter().map(|name| (*name).to_owned()).collect(),
         common: common.iter().map(|name| format!("CN={name}")).collect(),
     };
@@ -117,7 +117,7 @@ fn certificates() {
 }
 
 #[test]
-fn without_a_guard_everybody_is_an_operator() {
+fn without_credentials_configured_everybody_is_an_operator() {
     let readers = Readers::default();
     for authorization in [&[][..], &["Bearer x"], &["nonsense", "twice"]] {
         assert_eq!(identify(&readers, authorization, None), Ok(Reader::Operator));
@@ -139,7 +139,7 @@ fn challenges_name_what_would_help() {
 #[test]
 fn unknown_users_cost_the_same() {
     let mut readers = Readers::default();
-    readers.guard();
+    readers.require_credentials();
     readers.add_user("cheap".into(), bcrypt::hash("x", 4).unwrap(), tenant("a"));
     readers.add_user("dear".into(), bcrypt::hash("x", 8).unwrap(), tenant("a"));
     assert!(

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use crate::config::values::{did_you_mean, file_path, one_of, shown};
-use crate::config::yaml::{Problem, Scalar, at, read, set};
+use crate::config::yaml::{ConfigProblem, Scalar, at, read, set};
 
 /// Users beyond this many are refused.
 const MAX_USERS: usize = 1000;
@@ -21,8 +21,8 @@ const MAX_COST: u32 = 14;
 
 /// What a web configuration file asks for.
 #[derive(Debug, Default)]
-pub(super) struct Settings {
-    pub tls: Option<Tls>,
+pub(super) struct WebConfigFile {
+    pub tls: Option<TlsSettings>,
     /// Sent with every answer.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// bcrypt hashes by user.
@@ -33,15 +33,15 @@ pub(super) struct Settings {
 
 /// `tls_server_config`.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub(super) struct TlsSettings {
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub client_ca: Option<PathBuf>,
     pub client_auth: ClientAuth,
     /// Of these a client's certificate must carry one, if there are any.
     pub allowed_names: Vec<String>,
-    pub min_version: Version,
-    pub max_version: Version,
+    pub min_version: TlsVersion,
+    pub max_version: TlsVersion,
     /// TLS 1.2 suites by name; TLS 1.3 has no weak ones to leave out.
     pub suites: Option<Vec<SupportedCipherSuite>>,
     pub groups: Option<Vec<&'static dyn SupportedKxGroup>>,
@@ -58,7 +58,7 @@ pub(super) enum ClientAuth {
 
 /// TLS versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Version {
+pub(super) enum TlsVersion {
     Tls12,
     Tls13,
 }
@@ -98,8 +98,12 @@ struct RawHttp {
 }
 
 const BOOLEANS: &[(&str, bool)] = &[("true", true), ("false", false)];
-const VERSIONS: &[(&str, Option<Version>)] =
-    &[("TLS13", Some(Version::Tls13)), ("TLS12", Some(Version::Tls12)), ("TLS11", None), ("TLS10", None)];
+const VERSIONS: &[(&str, Option<TlsVersion>)] = &[
+    ("TLS13", Some(TlsVersion::Tls13)),
+    ("TLS12", Some(TlsVersion::Tls12)),
+    ("TLS11", None),
+    ("TLS10", None),
+];
 const CLIENT_AUTH: &[(&str, Option<ClientAuth>)] = &[
     ("NoClientCert", Some(ClientAuth::None)),
     ("RequestClientCert", None),
@@ -118,8 +122,8 @@ const HEADERS: [&str; 5] = [
 ];
 
 /// Checks a web configuration; relative paths in it are below `directory`.
-pub(super) fn parse(text: &str, directory: &Path) -> Result<Settings, Problem> {
-    let mut settings = Settings::default();
+pub(super) fn parse(text: &str, directory: &Path) -> Result<WebConfigFile, ConfigProblem> {
+    let mut settings = WebConfigFile::default();
     // An empty file asks for nothing, as it does in other exporters.
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(settings);
@@ -180,7 +184,7 @@ fn check_hash(hash: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn header(name: &str, value: &Scalar) -> Result<(HeaderName, HeaderValue), Problem> {
+fn header(name: &str, value: &Scalar) -> Result<(HeaderName, HeaderValue), ConfigProblem> {
     let key = format!("http_server_config.headers.{}", shown(name));
     let Some(known) = HEADERS.iter().find(|known| known.eq_ignore_ascii_case(name)) else {
         let message = format!(
@@ -209,7 +213,7 @@ fn header(name: &str, value: &Scalar) -> Result<(HeaderName, HeaderValue), Probl
     }
 }
 
-fn tls(raw: Spanned<RawTls>, directory: &Path) -> Result<Option<Tls>, Problem> {
+fn tls(raw: Spanned<RawTls>, directory: &Path) -> Result<Option<TlsSettings>, ConfigProblem> {
     let (place, raw) = (raw.referenced, raw.value);
     for (name, value) in [("cert", raw.cert), ("key", raw.key), ("client_ca", raw.client_ca)] {
         if let Some(value) = value {
@@ -217,7 +221,7 @@ fn tls(raw: Spanned<RawTls>, directory: &Path) -> Result<Option<Tls>, Problem> {
             return Err(at(value.referenced, message));
         }
     }
-    let file = |raw: Option<Scalar>, key: &str| -> Result<Option<PathBuf>, Problem> {
+    let file = |raw: Option<Scalar>, key: &str| -> Result<Option<PathBuf>, ConfigProblem> {
         let mut path = None;
         set(&mut path, raw, &format!("tls_server_config.{key}"), |text| {
             if text.is_empty() { Ok(None) } else { file_path(text).map(|path| Some(directory.join(path))) }
@@ -246,7 +250,7 @@ fn tls(raw: Spanned<RawTls>, directory: &Path) -> Result<Option<Tls>, Problem> {
     if client_auth == ClientAuth::None && !allowed_names.is_empty() {
         return problem("`client_allowed_sans` without `client_auth_type`: add RequireAndVerifyClientCert");
     }
-    let (mut min_version, mut max_version) = (Version::Tls12, Version::Tls13);
+    let (mut min_version, mut max_version) = (TlsVersion::Tls12, TlsVersion::Tls13);
     set(&mut min_version, raw.min_version, "tls_server_config.min_version", version)?;
     let max = set(&mut max_version, raw.max_version, "tls_server_config.max_version", version)?;
     if min_version > max_version {
@@ -257,13 +261,13 @@ fn tls(raw: Spanned<RawTls>, directory: &Path) -> Result<Option<Tls>, Problem> {
     let key_name = "tls_server_config.prefer_server_cipher_suites";
     set(&mut prefer_server_suites, raw.prefer_server_cipher_suites, key_name, one_of(BOOLEANS))?;
     let suites = raw.cipher_suites.filter(|names| !names.is_empty()).map(suites).transpose()?;
-    if suites.as_ref().is_some_and(Vec::is_empty) && max_version == Version::Tls12 {
+    if suites.as_ref().is_some_and(Vec::is_empty) && max_version == TlsVersion::Tls12 {
         return problem(
             "cipher_suites leaves nothing for TLS 1.2: add TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
         );
     }
     let groups = raw.curve_preferences.filter(|names| !names.is_empty()).map(groups).transpose()?;
-    Ok(Some(Tls {
+    Ok(Some(TlsSettings {
         certificate,
         key,
         client_ca,
@@ -277,7 +281,7 @@ fn tls(raw: Spanned<RawTls>, directory: &Path) -> Result<Option<Tls>, Problem> {
     }))
 }
 
-fn client_auth(raw: Option<Scalar>) -> Result<ClientAuth, Problem> {
+fn client_auth(raw: Option<Scalar>) -> Result<ClientAuth, ConfigProblem> {
     let mut found = ClientAuth::None;
     set(&mut found, raw, "tls_server_config.client_auth_type", |text| {
         if text.is_empty() {
@@ -293,12 +297,12 @@ fn client_auth(raw: Option<Scalar>) -> Result<ClientAuth, Problem> {
     Ok(found)
 }
 
-fn version(text: &str) -> Result<Version, String> {
+fn version(text: &str) -> Result<TlsVersion, String> {
     one_of(VERSIONS)(text)?.ok_or_else(|| format!("`{text}` is broken and not offered: use TLS12 or TLS13"))
 }
 
 /// The TLS 1.2 suites among the named ones. Names are those of the IANA, as Go has them.
-fn suites(names: Vec<Scalar>) -> Result<Vec<SupportedCipherSuite>, Problem> {
+fn suites(names: Vec<Scalar>) -> Result<Vec<SupportedCipherSuite>, ConfigProblem> {
     let mut found = Vec::new();
     for name in names {
         // Go's older names of two suites.
@@ -330,7 +334,7 @@ fn suite_name(suite: SupportedCipherSuite) -> String {
     suite.suite().as_str().unwrap_or_default().replace("TLS13_", "TLS_")
 }
 
-fn groups(names: Vec<Scalar>) -> Result<Vec<&'static dyn SupportedKxGroup>, Problem> {
+fn groups(names: Vec<Scalar>) -> Result<Vec<&'static dyn SupportedKxGroup>, ConfigProblem> {
     let mut found: Vec<&'static dyn SupportedKxGroup> = Vec::new();
     for name in names {
         found.push(match name.value.as_str() {

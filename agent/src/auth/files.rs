@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::WebError;
+use super::AuthError;
 use crate::identity::path::printable;
 
 /// Largest file, bytes.
@@ -26,9 +26,9 @@ pub(super) fn shown(path: &Path) -> String {
 }
 
 /// Reads `what`. Links are followed: the modes are those of what they lead to.
-pub(super) fn read(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<Vec<u8>, WebError> {
-    let failed = |source| WebError::Read { what, file: shown(path), source };
-    let refused = |message: &str| WebError::File { what, file: shown(path), message: message.to_owned() };
+pub(super) fn read(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<Vec<u8>, AuthError> {
+    let failed = |source| AuthError::Read { what, file: shown(path), source };
+    let refused = |message: &str| AuthError::File { what, file: shown(path), message: message.to_owned() };
     // Before opening: opening a pipe would wait for a writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(refused("is not a regular file: name one"));
@@ -57,8 +57,8 @@ pub(super) fn read(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<
 }
 
 /// Reads `what` as text.
-pub(super) fn read_text(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<String, WebError> {
-    String::from_utf8(read(path, what, secrecy)?).map_err(|_| WebError::Read {
+pub(super) fn read_text(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<String, AuthError> {
+    String::from_utf8(read(path, what, secrecy)?).map_err(|_| AuthError::Read {
         what,
         file: shown(path),
         source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"),

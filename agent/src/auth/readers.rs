@@ -11,7 +11,7 @@ use ring::digest::{SHA256, digest};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::passwords::{Passwords, Verdict};
-use super::{Names, Reader};
+use super::{CertificateNames, Reader};
 
 /// Shortest and longest bearer token, bytes.
 pub(super) const TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=4096;
@@ -31,6 +31,8 @@ pub enum Refusal {
     Certificate,
     /// Too many passwords are being checked: come back later.
     Busy,
+    /// The TLS handshake failed: nothing was asked.
+    Handshake,
 }
 
 impl Refusal {
@@ -43,6 +45,7 @@ impl Refusal {
             Self::Password => "password",
             Self::Certificate => "certificate",
             Self::Busy => "busy",
+            Self::Handshake => "tls",
         }
     }
 }
@@ -58,17 +61,17 @@ pub(super) struct Readers {
     /// Takes as long to refuse as the dearest hash there is.
     dummy: String,
     /// Whether anybody needs credentials.
-    guarded: bool,
+    credentials_required: bool,
 }
 
 impl Readers {
-    /// Nobody can be refused any more without credentials.
-    pub(super) fn guard(&mut self) {
-        self.guarded = true;
+    /// Nobody reads without credentials from now on.
+    pub(super) fn require_credentials(&mut self) {
+        self.credentials_required = true;
     }
 
-    pub(super) fn is_guarded(&self) -> bool {
-        self.guarded
+    pub(super) fn requires_credentials(&self) -> bool {
+        self.credentials_required
     }
 
     /// False if the token is another reader's already.
@@ -112,10 +115,10 @@ impl Readers {
         &self,
         passwords: &Passwords,
         headers: &HeaderMap,
-        certificate: Option<&Names>,
+        certificate: Option<&CertificateNames>,
         peer: IpAddr,
     ) -> Result<Reader, Refusal> {
-        if !self.guarded {
+        if !self.credentials_required {
             return Ok(Reader::Operator);
         }
         let mut authorization = headers.get_all(AUTHORIZATION).iter();
@@ -171,7 +174,7 @@ impl Readers {
     }
 
     /// A certificate with names of several readers is nobody's.
-    fn of_certificate(&self, names: &Names) -> Result<Reader, Refusal> {
+    fn of_certificate(&self, names: &CertificateNames) -> Result<Reader, Refusal> {
         let mut readers = names.iter().filter_map(|name| self.certificates.get(name));
         let reader = readers.next().ok_or(Refusal::Certificate)?;
         if readers.all(|other| other == reader) { Ok(reader.clone()) } else { Err(Refusal::Certificate) }

@@ -1,14 +1,14 @@
-//! In: the files of web configuration and credentials; out: a [`Guard`] that follows them. New files are read whole before
-//! they count; broken ones change nothing.
+//! In: the files of web configuration and credentials; out: an [`Authenticator`] that follows them. New files are
+//! read whole before they count; broken ones change nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::door::{Door, Guard};
-use super::error::WebError;
+use super::authenticator::{AccessPolicy, Authenticator};
+use super::error::AuthError;
 use super::files::{Secrecy, read_text, shown};
 use super::readers::{Readers, TOKEN_BYTES, reader_of};
-use super::schema::{self, Settings};
+use super::schema::{self, WebConfigFile};
 use super::{Reader, tls};
 use crate::config::Access;
 use crate::filewatch::FileWatch;
@@ -16,32 +16,32 @@ use crate::filewatch::FileWatch;
 /// Files of tokens beyond this many are refused: each is looked at once a second.
 const MAX_TOKENS: usize = 1000;
 
-/// The files, and whom they let in.
+/// The files that say who may read what, and the authenticator that follows them.
 #[derive(Debug)]
-pub struct Watched {
+pub struct AuthFiles {
     web_file: Option<PathBuf>,
     files: FileWatch,
-    guard: Arc<Guard>,
+    authenticator: Arc<Authenticator>,
 }
 
-impl Watched {
+impl AuthFiles {
     /// Reads the web configuration, if there is one, and every file that it and `access` name.
     ///
     /// # Errors
     /// What is wrong first, in one line.
-    pub fn load(web_file: Option<&Path>, access: &Access) -> Result<Self, WebError> {
+    pub fn load(web_file: Option<&Path>, access: &Access) -> Result<Self, AuthError> {
         let mut watched = Self {
             web_file: web_file.map(Path::to_owned),
             files: FileWatch::default(),
-            guard: Arc::default(),
+            authenticator: Arc::default(),
         };
         watched.reload(access)?;
         Ok(watched)
     }
 
     /// What the server asks; the same for the life of the agent.
-    pub fn guard(&self) -> Arc<Guard> {
-        Arc::clone(&self.guard)
+    pub fn authenticator(&self) -> Arc<Authenticator> {
+        Arc::clone(&self.authenticator)
     }
 
     /// Whether one of the files is another than when it was last read or asked for: then [`Self::reload`] is due. Costs one
@@ -55,7 +55,7 @@ impl Watched {
     /// # Errors
     /// What is wrong. The old configuration stays; the files that the new one names are watched all the same, so that one
     /// which comes late is noticed.
-    pub fn reload(&mut self, access: &Access) -> Result<(), WebError> {
+    pub fn reload(&mut self, access: &Access) -> Result<(), AuthError> {
         // Watched from before they are read: what changes meanwhile is seen at the next look.
         let settings = read_settings(self.web_file.as_deref())?;
         self.files = FileWatch::new(named_files(self.web_file.as_deref(), &settings, access));
@@ -66,16 +66,16 @@ impl Watched {
         for warning in &settings.warnings {
             tracing::warn!("{warning}");
         }
-        self.guard.replace(Door { readers, tls, headers: settings.headers });
+        self.authenticator.replace(AccessPolicy { readers, tls, headers: settings.headers });
         Ok(())
     }
 }
 
-fn read_settings(web_file: Option<&Path>) -> Result<Settings, WebError> {
-    let Some(path) = web_file else { return Ok(Settings::default()) };
+fn read_settings(web_file: Option<&Path>) -> Result<WebConfigFile, AuthError> {
+    let Some(path) = web_file else { return Ok(WebConfigFile::default()) };
     // Hashes are no secrets in the eyes of other exporters either, but who can write them can let himself in.
     let text = read_text(path, "web configuration", Secrecy::Public)?;
-    schema::parse(&text, path.parent().unwrap_or(Path::new(""))).map_err(|problem| WebError::Invalid {
+    schema::parse(&text, path.parent().unwrap_or(Path::new(""))).map_err(|problem| AuthError::Invalid {
         file: shown(path),
         line: problem.line.max(1),
         column: problem.column.max(1),
@@ -83,7 +83,7 @@ fn read_settings(web_file: Option<&Path>) -> Result<Settings, WebError> {
     })
 }
 
-fn named_files(web_file: Option<&Path>, settings: &Settings, access: &Access) -> Vec<PathBuf> {
+fn named_files(web_file: Option<&Path>, settings: &WebConfigFile, access: &Access) -> Vec<PathBuf> {
     let tls =
         settings.tls.iter().flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_ca.as_ref()]);
     let tokens = access.lists().flat_map(|(_, credentials)| &credentials.bearer_token_files);
@@ -92,10 +92,10 @@ fn named_files(web_file: Option<&Path>, settings: &Settings, access: &Access) ->
 
 /// Who is who. With tenants configured, a user in no list is nobody: a tenant whose line was forgotten must not see
 /// everything. Without them every user is an operator, as with other exporters.
-fn readers(settings: &Settings, access: &Access) -> Result<Readers, WebError> {
+fn readers(settings: &WebConfigFile, access: &Access) -> Result<Readers, AuthError> {
     let mut readers = Readers::default();
     if !settings.users.is_empty() || !access.is_empty() {
-        readers.guard();
+        readers.require_credentials();
     }
     let has_lists = !access.tenants.is_empty() || !access.operators.basic_auth_users.is_empty();
     let mut users = settings.users.clone();
@@ -115,7 +115,7 @@ fn readers(settings: &Settings, access: &Access) -> Result<Readers, WebError> {
         for path in &credentials.bearer_token_files {
             tokens += 1;
             if tokens > MAX_TOKENS {
-                return Err(WebError::Access(format!(
+                return Err(AuthError::Access(format!(
                     "access: more than {MAX_TOKENS} token files: use client certificates or users for some"
                 )));
             }
@@ -124,7 +124,7 @@ fn readers(settings: &Settings, access: &Access) -> Result<Readers, WebError> {
         if !credentials.client_certificates.is_empty()
             && settings.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none())
         {
-            return Err(WebError::Access(
+            return Err(AuthError::Access(
                 "access: client_certificates needs a `client_ca_file` and a `client_auth_type` in the web \
                  configuration's tls_server_config (`--web.config.file`)"
                     .into(),
@@ -147,10 +147,10 @@ fn readers(settings: &Settings, access: &Access) -> Result<Readers, WebError> {
     Ok(readers)
 }
 
-fn add_token(readers: &mut Readers, path: &Path, reader: Reader) -> Result<(), WebError> {
+fn add_token(readers: &mut Readers, path: &Path, reader: Reader) -> Result<(), AuthError> {
     let text = read_text(path, "bearer token", Secrecy::Secret)?;
     let token = text.trim();
-    let refused = |message: String| WebError::File { what: "bearer token", file: shown(path), message };
+    let refused = |message: String| AuthError::File { what: "bearer token", file: shown(path), message };
     if !TOKEN_BYTES.contains(&token.len()) {
         return Err(refused(format!(
             "holds {} bytes: write a token of {} to {}, such as `openssl rand -hex 32` prints",

@@ -1,0 +1,210 @@
+//! In: ticks, signals, changed files, news of pods; out: passes of the engine, and reloads. Serves nothing.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::{EVENTS_AT_ONCE, figures, load, next_pods};
+use crate::adapt::{Controller, Decision, Load};
+use crate::auth::AuthFiles;
+use crate::config::Config;
+use crate::engine::{Engine, Report};
+use crate::filewatch::FileWatch;
+use crate::kernel::KernelLog;
+use crate::kubernetes::Pods;
+use crate::lifecycle::{Request, Signals, monotonic_ns};
+use crate::selfmetrics::{HostReadings, SelfMetrics};
+use crate::serve::AppState;
+
+/// How often the host's load is read.
+const LOAD_TICK: Duration = Duration::from_secs(1);
+/// How often the agent looks whether slots run out.
+const PRESSURE_TICK: Duration = Duration::from_millis(250);
+
+/// The engine and all that decides when it reads.
+pub(super) struct Metering {
+    pub(super) engine: Rc<RefCell<Engine>>,
+    pub(super) own: SelfMetrics,
+    pub(super) state: Arc<AppState>,
+    pub(super) controller: Controller,
+    pub(super) load: Load,
+    /// The source of pods, while there is one.
+    pub(super) pods: Option<Pods>,
+    /// The file as it was at the start, without what the command line overrides.
+    pub(super) loaded: Config,
+    pub(super) file: Option<PathBuf>,
+    pub(super) config_file: FileWatch,
+    pub(super) auth: AuthFiles,
+    /// The kernel side's rare messages.
+    pub(super) kernel_log: Option<KernelLog>,
+}
+
+impl Metering {
+    /// Drains whenever it is due until a signal asks to stop.
+    pub(super) async fn until_stopped(&mut self, signals: &mut Signals) {
+        let mut load_tick = interval(LOAD_TICK);
+        load_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pressure_tick = interval(PRESSURE_TICK);
+        pressure_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut drained = Instant::now();
+        let mut decision = self.controller.current();
+        self.tell_interval(&decision);
+        let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
+        loop {
+            tokio::select! {
+                more = next_pods(&mut self.pods, &mut events) => {
+                    if !more {
+                        tracing::error!("the source of pods has ended; later pods are billed to `_unknown` until a restart");
+                        self.pods = None;
+                    }
+                    self.engine.borrow_mut().learn_pods(events.drain(..));
+                }
+                request = signals.next() => match request {
+                    Request::Stop => return,
+                    Request::Reload => self.reload(),
+                },
+                _ = load_tick.tick() => {
+                    decision = self.read_load();
+                    self.watchdog();
+                    // Both are asked, so that neither is read twice.
+                    if self.config_file.changed() | self.auth.changed() {
+                        self.reload();
+                    }
+                    if let Some(kernel_log) = &mut self.kernel_log {
+                        kernel_log.flush();
+                    }
+                }
+                () = sleep_until(drained + decision.interval) => {
+                    drained = Instant::now();
+                    self.drain();
+                }
+                _ = pressure_tick.tick() => {
+                    if self.engine.borrow().is_pressed() {
+                        drained = Instant::now();
+                        self.drain();
+                    }
+                }
+            }
+        }
+    }
+
+    /// One pass, published.
+    pub(super) fn drain(&mut self) {
+        let passed = self.engine.borrow_mut().pass();
+        match passed {
+            Ok(report) => self.publish(&report),
+            // Counts stay in the kernel: the next pass has them.
+            Err(error) => {
+                tracing::error!(%error, "cannot drain the kernel; trying again at the next interval");
+            }
+        }
+    }
+
+    fn publish(&mut self, report: &Report) {
+        let mut engine = self.engine.borrow_mut();
+        figures::tell(&self.own, &engine, report, self.pods.as_ref());
+        self.state.snapshots().publish(Arc::new(engine.publish()));
+    }
+
+    /// Says which probes are in place; from then on the agent sees.
+    pub(super) fn tell_probes(&self) {
+        figures::probes(&self.own, self.engine.borrow().kernel().hooks());
+        self.state.set_attached();
+    }
+
+    fn read_load(&mut self) -> Decision {
+        match self.load.read() {
+            Ok(Some(reading)) => {
+                let decision = self.controller.step(Duration::from_nanos(monotonic_ns()), &reading);
+                let reading = self.controller.smoothed().unwrap_or(reading);
+                let psi = reading.psi.map(|psi| {
+                    [("cpu", psi.cpu / 100.0), ("memory", psi.memory / 100.0), ("io", psi.io / 100.0)]
+                });
+                self.own.set_host(&HostReadings {
+                    cpu_utilization: reading.cpu_busy_percent / 100.0,
+                    memory_available: reading.memory_available_percent / 100.0,
+                    pressure: psi.as_ref().map_or(&[], |psi| psi.as_slice()),
+                });
+                if decision.changed {
+                    tracing::info!(
+                        state = decision.state.as_str(),
+                        interval = ?decision.interval,
+                        signal = decision.signal.as_str(),
+                        reason = decision.reason(),
+                        "drain interval changed"
+                    );
+                }
+                self.tell_interval(&decision);
+                decision
+            }
+            Ok(None) => self.controller.current(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the host's load; the drain interval stays as it is");
+                self.controller.current()
+            }
+        }
+    }
+
+    fn tell_interval(&self, decision: &Decision) {
+        self.own.set_interval(decision.interval, decision.state);
+    }
+
+    fn watchdog(&self) {
+        if self.state.unready().is_none() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+
+    /// Reads the configuration again and applies what can change while running.
+    fn reload(&mut self) {
+        // What changed until now is in what is read now.
+        self.config_file.changed();
+        let result = self.try_reload();
+        self.own.count_config_reload(result.is_ok());
+        match result {
+            Ok(needs_restart) if needs_restart.is_empty() => tracing::info!("configuration reloaded"),
+            Ok(needs_restart) => tracing::warn!(
+                sections = needs_restart.join(","),
+                "configuration reloaded; these sections changed and apply after a restart"
+            ),
+            Err(error) => tracing::error!(error, "configuration not reloaded, the old one stays"),
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<Vec<&'static str>, String> {
+        let new = load(self.file.as_deref()).map_err(|error| error.to_string())?;
+        self.auth.reload(&new.access).map_err(|error| error.to_string())?;
+        self.engine.borrow_mut().reload(&new).map_err(|error| error.to_string())?;
+        if let Some(pods) = &self.pods {
+            pods.want(self.engine.borrow().wanted());
+        }
+        let sections = self.loaded.restart_needed(&new);
+        self.controller.reconfigure(new.drain.clone());
+        Ok(sections)
+    }
+
+    /// Detaches, drains for the last time, publishes and says the final totals.
+    pub(super) fn finish(&mut self) {
+        let finished = self.engine.borrow_mut().finish();
+        match finished {
+            Ok(report) => {
+                for balance in &report.balances {
+                    tracing::info!(
+                        event = balance.event,
+                        kernel = balance.kernel_after,
+                        attributed = balance.attributed,
+                        "final totals"
+                    );
+                }
+                self.publish(&report);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the last drain failed: counts since the one before are lost");
+            }
+        }
+    }
+}
