@@ -31,10 +31,14 @@ const TICK_NS: u64 = 20_000_000;
 const REMOTE_TICK_NS: u64 = 1_100_000_000;
 /// A reading that comes later than this after its pass is thrown away: too much can have run in between.
 const LATEST_NS: u64 = 250_000_000;
-/// A comparison is made once this many times more CPU time than the tolerance has been used: it resolves 2 %.
+/// The first comparison is made once this many times more CPU time than the tolerance has been used: it resolves 2 %.
 const RESOLUTION: u64 = 50;
 /// And no sooner than after so much CPU time.
 const LEAST_NS: u64 = 1_000_000_000;
+/// Later ones begin where the first did, until so many times more has been used: the last of them resolves 0.2 %.
+const REFINEMENT: u64 = 10;
+/// How often a difference of the same cgroup is told.
+const TOLD_NS: u64 = 60_000_000_000;
 /// How long the outcome of a comparison is shown if there is no newer one of the same cgroup.
 const SHOWN_NS: u64 = 600_000_000_000;
 
@@ -114,6 +118,27 @@ struct Node {
     from: Option<Point>,
     /// Outcome of the last comparison, and when.
     ratio: Option<(f64, u64)>,
+    /// The kernel's count as it was last read.
+    read_ns: u64,
+    /// When a difference was last told.
+    told_ns: Option<u64>,
+    /// Its cgroup can be read.
+    is_alive: bool,
+}
+
+impl Node {
+    fn new(cgroup_id: u64, parent: Option<(u32, u64)>, is_alive: bool) -> Node {
+        Node {
+            cgroup_id,
+            parent,
+            metered_ns: 0,
+            from: None,
+            ratio: None,
+            read_ns: 0,
+            told_ns: None,
+            is_alive,
+        }
+    }
 }
 
 /// Compares CPU time with the kernel's own account, cgroup by cgroup.
@@ -138,7 +163,7 @@ impl Audit {
         let mut nodes = vec![None; slots as usize];
         // The root's own account covers interrupts, too, where it exists at all: it is never read.
         if let Some(host) = nodes.get_mut(SLOT_HOST as usize) {
-            *host = Some(Node { cgroup_id: 0, parent: None, metered_ns: 0, from: None, ratio: None });
+            *host = Some(Node::new(0, None, false));
         }
         Audit {
             nodes,
@@ -154,7 +179,7 @@ impl Audit {
     }
 
     /// Takes in what a pass metered, reads the accounts of some cgroups and compares. `read` gets a slot and the id of its
-    /// cgroup. Returns the comparisons that could be made.
+    /// cgroup. Returns the comparisons that could be made; of those that found a difference, one a minute for each cgroup.
     pub fn pass(
         &mut self,
         batch: &Batch,
@@ -163,6 +188,11 @@ impl Audit {
         batch.births.iter().for_each(|birth| self.enter(birth));
         for delta in batch.rows.iter().filter(|delta| delta.subject == Subject::Slot) {
             self.meter(delta.slot, delta.cells[CPU_CELL]);
+        }
+        for slot in &batch.deaths {
+            if let Some(Some(node)) = self.nodes.get_mut(*slot as usize) {
+                node.is_alive = false;
+            }
         }
         let mut comparisons = Vec::new();
         if !self.closed && batch.taken_ns.saturating_sub(self.looked_ns) >= PERIOD_NS {
@@ -211,7 +241,7 @@ impl Audit {
             _ => None,
         };
         if let Some(node) = self.nodes.get_mut(birth.slot as usize) {
-            *node = Some(Node { cgroup_id: birth.cgroup_id, parent, metered_ns: 0, from: None, ratio: None });
+            *node = Some(Node::new(birth.cgroup_id, parent, true));
         }
     }
 
@@ -262,7 +292,8 @@ impl Audit {
             unplaced_ns: self.unplaced_ns,
             skew_ns,
         };
-        let Some(from) = node.from.filter(|from| from.usage_ns <= to.usage_ns) else {
+        let has_fallen = std::mem::replace(&mut node.read_ns, to.usage_ns) > to.usage_ns;
+        let Some(from) = node.from.filter(|_| !has_fallen) else {
             node.from = Some(to);
             return Outcome::Baseline;
         };
@@ -279,9 +310,17 @@ impl Audit {
         let missing_ns = kernel_ns.saturating_sub(metered_ns).saturating_sub(unplaced_ns);
         let apart_ns = missing_ns.max(metered_ns.saturating_sub(kernel_ns)).saturating_sub(tolerance_ns);
         let ratio = apart_ns as f64 / used_ns as f64;
-        node.from = Some(to);
         node.ratio = Some((ratio, taken_ns));
-        comparisons.push(Comparison { slot, kernel_ns, metered_ns, ratio });
+        if used_ns >= enough_ns.saturating_mul(REFINEMENT) {
+            node.from = Some(to);
+        }
+        let is_news = node.told_ns.is_none_or(|told_ns| taken_ns.saturating_sub(told_ns) >= TOLD_NS);
+        if apart_ns == 0 || is_news {
+            if apart_ns > 0 {
+                node.told_ns = Some(taken_ns);
+            }
+            comparisons.push(Comparison { slot, kernel_ns, metered_ns, ratio });
+        }
         Outcome::Compared
     }
 }
@@ -292,8 +331,7 @@ fn turn(nodes: &[Option<Node>], next: &mut u32, most: usize, kind: impl Fn(&Node
     let mut chosen = Vec::with_capacity(most);
     for step in 0..count {
         let slot = (*next + step) % count;
-        let fits = nodes[slot as usize].as_ref().is_some_and(&kind);
-        if slot != SLOT_HOST && fits {
+        if nodes[slot as usize].as_ref().is_some_and(|node| node.is_alive && kind(node)) {
             chosen.push(slot);
             if chosen.len() == most {
                 break;
