@@ -74,10 +74,12 @@ fn yields(rounds: u32) -> Result<Vec<f64>> {
     let mut other = Command::new(std::env::current_exe()?)
         .arg("yielder")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .context("start a yielder")?;
     let mut to = other.stdin.take().context("no stdin")?;
+    let mut ready = [0];
+    other.stdout.take().context("no stdout")?.read_exact(&mut ready).context("the yielder did not start")?;
     policy(YIELDING, 1)?;
     let mut round = || {
         // It becomes ready to run here, and runs from our first yield on.
@@ -103,6 +105,10 @@ fn yields(rounds: u32) -> Result<Vec<f64>> {
 /// For each byte, yields as often as [`yields`] does.
 pub fn yielder() -> Result<()> {
     policy(YIELDING, 1)?;
+    // No ordinary process runs on this CPU now until we wait for the first byte.
+    let mut stdout = std::io::stdout();
+    stdout.write_all(&[PLAIN])?;
+    stdout.flush()?;
     let mut from = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let mut byte = [0];
     while from.read(&mut byte)? == 1 {
