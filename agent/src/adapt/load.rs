@@ -14,7 +14,7 @@ const FILE_BYTES: u64 = 16 << 10;
 
 /// Why there is no reading.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum ReadingError {
     /// A file is unreadable.
     #[error("cannot read `{path}`: {source}; mount proc at /proc")]
     Read {
@@ -71,7 +71,7 @@ impl Load {
     ///
     /// # Errors
     /// `/proc/stat` or `/proc/meminfo` is unreadable or garbled. Missing pressure files are no error.
-    pub fn read(&mut self) -> Result<Option<LoadReading>, LoadError> {
+    pub fn read(&mut self) -> Result<Option<LoadReading>, ReadingError> {
         let stat = self.file("stat")?;
         let ticks = cpu_ticks(&stat).ok_or_else(|| self.garbled("stat", "`cpu` line"))?;
         let meminfo = self.file("meminfo")?;
@@ -88,17 +88,17 @@ impl Load {
         Some(Pressure { cpu: of("cpu")?, memory: of("memory")?, io: of("io")? })
     }
 
-    fn file(&self, name: &str) -> Result<Vec<u8>, LoadError> {
+    fn file(&self, name: &str) -> Result<Vec<u8>, ReadingError> {
         let path = self.proc.join(name);
         let mut text = Vec::new();
         File::open(&path)
             .and_then(|file| file.take(FILE_BYTES).read_to_end(&mut text))
-            .map_err(|source| LoadError::Read { path: path.display().to_string(), source })?;
+            .map_err(|source| ReadingError::Read { path: path.display().to_string(), source })?;
         Ok(text)
     }
 
-    fn garbled(&self, name: &str, what: &'static str) -> LoadError {
-        LoadError::Garbled { path: self.proc.join(name).display().to_string(), what }
+    fn garbled(&self, name: &str, what: &'static str) -> ReadingError {
+        ReadingError::Garbled { path: self.proc.join(name).display().to_string(), what }
     }
 }
 

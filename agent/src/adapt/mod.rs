@@ -6,4 +6,4 @@ pub mod controller;
 pub mod load;
 
 pub use controller::{Controller, Decision, IntervalPolicy, LoadReading, LoadSignal, LoadState, Pressure};
-pub use load::{Load, LoadError};
+pub use load::{Load, ReadingError};

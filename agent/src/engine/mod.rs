@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::drain::{Batch, Drain, SlotCounts};
 use crate::host::{has_tickless_cpus, possible_cpus};
 use crate::identity::path::printable;
-use crate::identity::pods::{Event, PodCache, Wanted};
+use crate::identity::pods::{PodCache, PodEvent, Wanted};
 use crate::identity::tree::{Hierarchy, MOST_CGROUPS};
 use crate::identity::{Identifier, PodKnowledge};
 use crate::kernel::Kernel;
@@ -32,7 +32,7 @@ const SETTLE_LOOKS: u32 = 40;
 
 /// What a pass tells besides counts.
 #[derive(Debug)]
-pub struct Report {
+pub struct PassReport {
     /// Every conserved quantity.
     pub balances: Vec<Balance>,
     /// How far CPU time is from the kernel's own account of the cgroups, relative.
@@ -41,7 +41,7 @@ pub struct Report {
     pub took: Duration,
 }
 
-impl Report {
+impl PassReport {
     /// How far each conserved quantity is from the kernel's own count, relative; time by its name without `_ns`.
     pub fn error_ratios(&self, cpus: u32) -> impl Iterator<Item = (&'static str, f64)> {
         let quantity = |balance: &Balance| balance.event.trim_end_matches("_ns");
@@ -108,7 +108,7 @@ impl Engine {
     ///
     /// # Errors
     /// The kernel refused access to a map; the next pass sees the same counts.
-    pub fn pass(&mut self) -> Result<Report, MapAccessError> {
+    pub fn pass(&mut self) -> Result<PassReport, MapAccessError> {
         let begun = monotonic_ns();
         self.drain.pass(&mut self.kernel, begun, &mut self.batch)?;
         self.attribution.apply(&self.batch, &mut self.registry, &self.identifier);
@@ -121,7 +121,7 @@ impl Engine {
             self.reconciled_ns = begun;
             self.reconcile()?;
         }
-        Ok(Report {
+        Ok(PassReport {
             balances: self.attribution.balance(&self.batch, &self.registry),
             cpu_by_cgroup: self.audit.error_ratio(begun),
             took: Duration::from_nanos(monotonic_ns() - begun),
@@ -137,7 +137,7 @@ impl Engine {
     ///
     /// # Errors
     /// The kernel refused access to a map.
-    pub fn finish(&mut self) -> Result<Report, MapAccessError> {
+    pub fn finish(&mut self) -> Result<PassReport, MapAccessError> {
         // The last moments of running tasks are accounted while switches still are.
         self.pass()?;
         self.audit.close();
@@ -156,7 +156,7 @@ impl Engine {
         let report = self.pass()?;
         // Nothing more will be learnt.
         self.attribution.resolve(u64::MAX, &mut self.registry, &self.identifier);
-        Ok(Report { balances: self.attribution.balance(&self.batch, &self.registry), ..report })
+        Ok(PassReport { balances: self.attribution.balance(&self.batch, &self.registry), ..report })
     }
 
     /// Applies new rules and user names to what is counted from now on. Counts made until now are attributed by the old.
@@ -172,7 +172,7 @@ impl Engine {
     }
 
     /// Takes in what was told of pods; what it means for counts shows at the next pass.
-    pub fn learn_pods(&mut self, events: impl IntoIterator<Item = Event>) {
+    pub fn learn_pods(&mut self, events: impl IntoIterator<Item = PodEvent>) {
         let now_ns = monotonic_ns();
         for event in events {
             self.identifier.learn(event, now_ns);

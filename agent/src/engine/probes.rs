@@ -35,15 +35,10 @@ pub fn probe_state(hooks: &[HookStatus], probe: &Probe) -> ProbeState {
     }
     let mut caveat = None;
     for status in own {
-        match (status.failure(), status.caveat()) {
-            (Some(error), _) if !status.hook.optional => {
-                return ProbeState::Failed(format!("`{}`: {error}", status.program));
-            }
-            (None, Some(preemptible)) if caveat.is_none() => {
-                caveat = Some(format!("`{}`: {preemptible}", status.program));
-            }
-            _ => {}
+        if let Some(error) = status.failure().filter(|_| !status.hook.optional) {
+            return ProbeState::Failed(format!("`{}`: {error}", status.program));
         }
+        caveat = caveat.or_else(|| Some(format!("`{}`: {}", status.program, status.caveats().first()?)));
     }
     ProbeState::Attached(caveat)
 }
@@ -70,7 +65,7 @@ pub(super) fn check(hooks: &[HookStatus], required: &[String]) -> Result<(), Sta
         if let Some(reason) = status.failure() {
             tracing::warn!(probe, hook, %reason, "a hook could not attach: what it counts is missing");
         }
-        if let Some(reason) = status.caveat() {
+        for reason in status.caveats() {
             tracing::warn!(probe, hook, %reason, "a hook may miss events");
         }
     }

@@ -1,6 +1,6 @@
 //! In: tenant rules, user names, what was told of pods; out: whose a cgroup path is and how sure that is. Counts nothing.
 
-use super::pods::{Event, PodCache, PodFacts, Wanted};
+use super::pods::{PodCache, PodEvent, PodFacts, Wanted};
 use super::{Certainty, CgroupFacts, Identify, Identity, Rules, Users, Verdict, describe};
 
 /// What will be told of pods.
@@ -58,10 +58,10 @@ impl Identifier {
     }
 
     /// Takes in what was told of pods.
-    pub fn learn(&mut self, event: Event, now_ns: u64) {
+    pub fn learn(&mut self, event: PodEvent, now_ns: u64) {
         let lists = match (self.lists, &event) {
-            (Lists::Awaited, Event::ListBegins) => Lists::Begun,
-            (Lists::Begun, Event::ListComplete) => Lists::Fresh,
+            (Lists::Awaited, PodEvent::ListBegins) => Lists::Begun,
+            (Lists::Begun, PodEvent::ListComplete) => Lists::Fresh,
             (lists, _) => lists,
         };
         if lists != self.lists {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn listed(identifier: &mut Identifier, pod: Pod) {
-        for event in [Event::ListBegins, Event::Listed(pod), Event::ListComplete] {
+        for event in [PodEvent::ListBegins, PodEvent::Listed(pod), PodEvent::ListComplete] {
             identifier.learn(event, 1);
         }
     }
@@ -196,7 +196,7 @@ mod tests {
             ("shop".into(), "shop/web-1/aaaaaaaaaaaa".into(), Certainty::ContainerUnnamed)
         );
         let named = Pod { resource_version: "2".into(), ..pod(&[], &[("a", "main")]) };
-        identifier.learn(Event::Applied(named), 2);
+        identifier.learn(PodEvent::Applied(named), 2);
         assert_eq!(asked(&identifier, "a"), ("shop".into(), "shop/web-1/main".into(), Certainty::Settled));
         // Others are no pods', whatever is known of pods.
         let elsewhere = identifier.identify(b"/user.slice/user-7.slice/kubepods/pod/x");
@@ -229,7 +229,7 @@ mod tests {
             labels: [("team".into(), "blue".into())].into(),
             annotations: Box::default(),
         };
-        identifier.learn(Event::Namespaces(vec![shop]), 2);
+        identifier.learn(PodEvent::Namespaces(vec![shop]), 2);
         assert_eq!(
             asked(&identifier, "a"),
             ("team-blue".into(), "shop/web-1/main".into(), Certainty::Settled)
@@ -249,9 +249,9 @@ mod tests {
         identifier.reload(by_label(), Users::default());
         assert_eq!(asked(&identifier, "a").2, Certainty::PodUnknown);
         // A list that was under way does not count, nor does a change of one pod.
-        identifier.learn(Event::ListComplete, 3);
+        identifier.learn(PodEvent::ListComplete, 3);
         let labelled = Pod { resource_version: "3".into(), ..pod(&[("app", "till")], &[("a", "main")]) };
-        identifier.learn(Event::Applied(labelled.clone()), 3);
+        identifier.learn(PodEvent::Applied(labelled.clone()), 3);
         assert_eq!(asked(&identifier, "a").2, Certainty::PodUnknown);
         listed(&mut identifier, labelled);
         assert_eq!(

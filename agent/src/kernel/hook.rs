@@ -62,22 +62,23 @@ impl From<EventError> for HookError {
     }
 }
 
-/// What an attached program may miss: the kernel may preempt it.
+/// What an attached program may miss.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Preemptible {
-    /// Why it does not run on a trace event; `None` if the configuration asks for raw tracepoints.
-    why: Option<HookError>,
+pub enum Caveat {
+    /// The kernel may preempt it. Why it does not run on a trace event; `None` if the configuration asks for raw tracepoints.
+    Preemptible(Option<HookError>),
+    /// It is the variant on a raw tracepoint, and the kernel refused the whole one for this reason.
+    Raw(HookError),
 }
 
-impl fmt::Display for Preemptible {
+impl fmt::Display for Caveat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "this kernel preempts programs on the tracepoint and then skips them for other tasks of that cpu: such events \
-             are lost, and counted as `recursion`; ",
-        )?;
-        match &self.why {
-            Some(why) => write!(f, "{why}"),
-            None => f.write_str("`kernel.attach` asks for raw tracepoints"),
+        let preemptible = "this kernel preempts programs on the tracepoint and then skips them for other tasks of that cpu: \
+                           such events are lost, and counted as `recursion`; ";
+        match self {
+            Self::Preemptible(Some(why)) => write!(f, "{preemptible}{why}"),
+            Self::Preemptible(None) => write!(f, "{preemptible}`kernel.attach` asks for raw tracepoints"),
+            Self::Raw(why) => write!(f, "it runs on the raw tracepoint, where it may see less; {why}"),
         }
     }
 }
@@ -87,8 +88,8 @@ impl fmt::Display for Preemptible {
 pub enum HookState {
     /// Its program is loaded and waits to be attached.
     Loaded,
-    /// It is in place; it may miss events if the kernel preempts its program.
-    Attached(Option<Preemptible>),
+    /// It is in place, perhaps with something it may miss.
+    Attached(Vec<Caveat>),
     /// It is not in place: what it counts is missing.
     Failed(HookError),
 }
@@ -106,6 +107,8 @@ pub struct HookStatus {
     pub state: HookState,
     /// Why the variant on a trace event does not serve, if it was tried.
     no_event: Option<HookError>,
+    /// Why the variant on a raw tracepoint had to do; `None` also if the configuration asks for it.
+    no_btf: Option<HookError>,
     /// Whether the kernel may preempt a program on this hook's tracepoint.
     preemptible: bool,
 }
@@ -117,8 +120,8 @@ impl HookStatus {
     }
 
     /// What it may miss although it is in place.
-    pub fn caveat(&self) -> Option<&Preemptible> {
-        if let HookState::Attached(caveat) = &self.state { caveat.as_ref() } else { None }
+    pub fn caveats(&self) -> &[Caveat] {
+        if let HookState::Attached(caveats) = &self.state { caveats } else { &[] }
     }
 }
 
@@ -142,6 +145,7 @@ pub fn load_hook(
         program: hook.program,
         state: HookState::Loaded,
         no_event: None,
+        no_btf: None,
         preemptible: constants.preemptible && hook.event_variant.is_some(),
     };
     if let Some(variant) = event_variant(hook, mode, constants) {
@@ -166,9 +170,12 @@ pub fn load_hook(
         return Ok(status);
     };
     status.program = raw;
-    if let Err(error) = program::<RawTracePoint>(ebpf, raw)?.load() {
-        let error = HookError::RejectedTwice { btf: Box::new(refused), raw: error.into() };
-        status.state = HookState::Failed(error);
+    match program::<RawTracePoint>(ebpf, raw)?.load() {
+        Ok(()) => status.no_btf = Some(refused).filter(|error| *error != HookError::BtfSwitchedOff),
+        Err(error) => {
+            let error = HookError::RejectedTwice { btf: Box::new(refused), raw: error.into() };
+            status.state = HookState::Failed(error);
+        }
     }
     Ok(status)
 }
@@ -217,8 +224,7 @@ impl HookStatus {
         match attach(program, self.hook) {
             Ok(link) => {
                 let may_miss = self.preemptible && matches!(link, Link::Tracepoint(_));
-                let why = self.no_event.take();
-                self.state = HookState::Attached(may_miss.then_some(Preemptible { why }));
+                self.state = HookState::Attached(caveats(may_miss, self.no_event.take(), self.no_btf.take()));
                 Some(link)
             }
             Err(error) => {
@@ -227,6 +233,13 @@ impl HookStatus {
             }
         }
     }
+}
+
+/// What there is to be said of a program in its place. What another kind of program was refused for matters only where this one
+/// is worse.
+fn caveats(preemptible: bool, no_event: Option<HookError>, no_btf: Option<HookError>) -> Vec<Caveat> {
+    let preemptible = preemptible.then_some(Caveat::Preemptible(no_event));
+    preemptible.into_iter().chain(no_btf.map(Caveat::Raw)).collect()
 }
 
 fn attach(program: &mut Program, hook: &Hook) -> Result<Link, HookError> {
@@ -246,5 +259,29 @@ fn attach(program: &mut Program, hook: &Hook) -> Result<Link, HookError> {
             Ok(Link::Event(event::open(group, hook.tracepoint)?.attach(program.as_fd())?))
         }
         _ => Err(refused(ProgramError::UnexpectedProgramType)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_raw_program_in_place_of_a_refused_one_is_told() {
+        let refused = || HookError::Rejected(Rejection::of(&io::Error::from_raw_os_error(libc::EINVAL)));
+        assert_eq!(caveats(false, None, None), []);
+        assert_eq!(
+            caveats(false, Some(refused()), None),
+            [],
+            "nothing preempts it: a trace event is not needed"
+        );
+        let [raw] = &caveats(false, None, Some(refused()))[..] else { panic!("one caveat") };
+        let text = raw.to_string();
+        assert!(text.contains("raw tracepoint") && text.contains("Invalid argument"), "{text}");
+        let both = caveats(true, Some(refused()), Some(refused()));
+        assert_eq!(both, [Caveat::Preemptible(Some(refused())), Caveat::Raw(refused())]);
+        assert!(both[0].to_string().contains("recursion"), "{}", both[0]);
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::queue::{Closed, Queue};
 use super::stats::Dropped;
 use crate::identity::path::printable;
-use crate::identity::pods::{Event, Phase, Pod, Wanted};
+use crate::identity::pods::{Phase, Pod, PodEvent, Wanted};
 
 /// Most directories looked at; a node has a few hundred pods.
 const MOST: usize = 20_000;
@@ -70,11 +70,11 @@ async fn stopped(wanted: &mut watch::Receiver<Wanted>) {
 }
 
 async fn tell(pods: &[Pod], queue: &Queue) -> Result<(), Closed> {
-    queue.put(Event::ListBegins).await?;
+    queue.put(PodEvent::ListBegins).await?;
     for pod in pods {
-        queue.put(Event::Listed(pod.clone())).await?;
+        queue.put(PodEvent::Listed(pod.clone())).await?;
     }
-    queue.put(Event::ListComplete).await
+    queue.put(PodEvent::ListComplete).await
 }
 
 /// The pods of a directory in the order of their names, and how many names are none of a pod.

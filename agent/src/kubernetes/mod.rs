@@ -22,7 +22,7 @@ use stats::Counters;
 pub use stats::Stats;
 use tokio::sync::{mpsc, watch};
 
-use crate::identity::pods::{Event, Wanted};
+use crate::identity::pods::{PodEvent, Wanted};
 
 /// How long [`Pods::stop`] waits for the source's thread; then the thread is left to the end of the process.
 const STOP: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ const STOP: Duration = Duration::from_secs(2);
 /// A running source of pods. Dropping it stops it.
 #[derive(Debug)]
 pub struct Pods {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<PodEvent>,
     /// `None` once stopped: the source ends when it sees the sender gone.
     wanted: Option<watch::Sender<Wanted>>,
     counters: Arc<Counters>,
@@ -65,7 +65,7 @@ impl Pods {
     }
 
     /// Waits for events and appends at most `most` of them, at least one. Cancel-safe. `false`: the source has ended.
-    pub async fn recv(&mut self, into: &mut Vec<Event>, most: usize) -> bool {
+    pub async fn recv(&mut self, into: &mut Vec<PodEvent>, most: usize) -> bool {
         self.events.recv_many(into, most.max(1)).await > 0
     }
 

@@ -89,15 +89,15 @@ fn directories_are_told_when_they_change_and_the_handle_ends_soon() {
         let mut events = Vec::new();
         let mut names = Vec::new();
         let wait = async {
-            while events.last() != Some(&Event::ListComplete) {
+            while events.last() != Some(&PodEvent::ListComplete) {
                 assert!(pods.recv(&mut events, 10).await);
             }
         };
         runtime
             .block_on(async { tokio::time::timeout(Duration::from_secs(10), wait).await.expect("a list") });
-        assert_eq!(events.first(), Some(&Event::ListBegins));
+        assert_eq!(events.first(), Some(&PodEvent::ListBegins));
         for event in events {
-            if let Event::Listed(pod) = event {
+            if let PodEvent::Listed(pod) = event {
                 names.push(pod.name.to_string());
             }
         }

@@ -5,7 +5,7 @@ use kernmeter_abi::{Loss, Total};
 use crate::catalog::family::Scale;
 use crate::catalog::{self, PROBES};
 use crate::drain::Batch;
-use crate::engine::{self, Engine, Report, probe_state};
+use crate::engine::{self, Engine, PassReport, probe_state};
 use crate::host::possible_cpus;
 use crate::kernel::{HookStatus, ProgramStats};
 use crate::kubernetes::Pods;
@@ -13,7 +13,7 @@ use crate::selfmetrics::process::read_process_stats;
 use crate::selfmetrics::{MapUsage, PodWatchFigures, ProbeState, SelfMetrics};
 
 /// Everything that a pass can tell.
-pub(super) fn tell(own: &SelfMetrics, engine: &Engine, report: &Report, pods: Option<&Pods>) {
+pub(super) fn tell(own: &SelfMetrics, engine: &Engine, report: &PassReport, pods: Option<&Pods>) {
     let programs = engine.kernel().program_stats();
     own.observe_drain(report.took);
     accounting(own, engine, report);
@@ -31,7 +31,7 @@ pub(super) fn tell(own: &SelfMetrics, engine: &Engine, report: &Report, pods: Op
     }
 }
 
-fn accounting(own: &SelfMetrics, engine: &Engine, report: &Report) {
+fn accounting(own: &SelfMetrics, engine: &Engine, report: &PassReport) {
     own.set_accounting_errors(report.error_ratios(possible_cpus()));
     let outcomes = engine.audited().outcomes();
     own.set_audit_readings(outcomes.map(|(outcome, n)| (outcome.as_str(), n)));
@@ -82,7 +82,7 @@ fn slots_and_maps(own: &SelfMetrics, engine: &Engine) {
     own.set_maps(&maps.collect::<Vec<_>>());
 }
 
-fn attribution(own: &SelfMetrics, engine: &Engine, report: &Report) {
+fn attribution(own: &SelfMetrics, engine: &Engine, report: &PassReport) {
     let attribution = engine.attribution();
     own.set_unresolved_slots(attribution.unresolved() as u64);
     let waiting = report.balances.iter().map(|balance| (balance.event, balance.waiting));

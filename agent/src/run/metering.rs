@@ -12,7 +12,7 @@ use super::{EVENTS_AT_ONCE, figures, load, next_pods};
 use crate::adapt::{Controller, Decision, Load};
 use crate::auth::AuthFiles;
 use crate::config::Config;
-use crate::engine::{Engine, Report};
+use crate::engine::{Engine, PassReport};
 use crate::filewatch::FileWatch;
 use crate::kernel::KernelLog;
 use crate::kubernetes::Pods;
@@ -104,7 +104,7 @@ impl Metering {
         }
     }
 
-    fn publish(&mut self, report: &Report) {
+    fn publish(&mut self, report: &PassReport) {
         let mut engine = self.engine.borrow_mut();
         figures::tell(&self.own, &engine, report, self.pods.as_ref());
         self.state.snapshots().publish(Arc::new(engine.publish()));

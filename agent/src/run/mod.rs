@@ -22,7 +22,7 @@ use crate::config::{Config, ConfigError};
 use crate::engine::{Engine, StartError};
 use crate::filewatch::FileWatch;
 use crate::identity::PodKnowledge;
-use crate::identity::pods::Event;
+use crate::identity::pods::PodEvent;
 use crate::kernel::KernelLog;
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
 use crate::lifecycle::{ShutdownHooks, Signals, monotonic_ns};
@@ -215,7 +215,7 @@ fn serve(
 }
 
 /// Appends what the source of pods tells next; waits for ever without one. `false`: it has ended. Cancel-safe.
-pub async fn next_pods(pods: &mut Option<Pods>, into: &mut Vec<Event>) -> bool {
+pub async fn next_pods(pods: &mut Option<Pods>, into: &mut Vec<PodEvent>) -> bool {
     match pods {
         Some(pods) => pods.recv(into, EVENTS_AT_ONCE).await,
         None => std::future::pending().await,

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kernmeter::identity::PodCache;
-use kernmeter::identity::pods::{Container, Event, Phase, Pod};
+use kernmeter::identity::pods::{Container, Phase, Pod, PodEvent};
 
 use crate::spread::Spread;
 
@@ -42,13 +42,13 @@ pub fn run() {
     println!("\nthe pods of a node, {PODS} of them, two containers each");
     let mut cache = PodCache::default();
     for title in ["first list", "the same list again"] {
-        let all: Vec<Event> = (0..PODS).map(|n| Event::Listed(pod(n))).collect();
+        let all: Vec<PodEvent> = (0..PODS).map(|n| PodEvent::Listed(pod(n))).collect();
         let begin = Instant::now();
-        cache.apply(Event::ListBegins, 0);
+        cache.apply(PodEvent::ListBegins, 0);
         for event in all {
             cache.apply(event, 0);
         }
-        cache.apply(Event::ListComplete, 0);
+        cache.apply(PodEvent::ListComplete, 0);
         println!("  {title:<20} {:.2} ms", begin.elapsed().as_secs_f64() * 1e3);
     }
     println!("  {:<20} {}", "bytes a pod", cache.memory_bytes() / PODS as usize);

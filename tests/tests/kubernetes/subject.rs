@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kernmeter::identity::pods::{CacheLimits, Event, PodCache, Wanted};
+use kernmeter::identity::pods::{CacheLimits, PodCache, PodEvent, Wanted};
 use kernmeter::kubernetes::{Pods, Settings, Source, Stats};
 use kernmeter_tests::apiserver::{ApiServer, Known, PodSpec};
 use tokio::runtime::Runtime;
@@ -53,7 +53,7 @@ impl Subject {
     /// Takes in what comes within a time.
     pub fn pump(&mut self, span: Duration) -> Result<()> {
         let until = Instant::now() + span;
-        let mut events: Vec<Event> = Vec::new();
+        let mut events: Vec<PodEvent> = Vec::new();
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let received = self
                 .runtime

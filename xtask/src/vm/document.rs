@@ -62,13 +62,6 @@ pub fn write(machines: &[Machine]) -> Result<bool> {
     workspace::write_if_changed(&workspace::root().join(PATH), tidy::wrap(&render(machines)).as_bytes())
 }
 
-/// Whether a deviation only says that the list of programs and of their sizes must be written anew.
-pub fn is_outdated(deviation: &str) -> bool {
-    deviation.ends_with(": is new")
-        || deviation.ends_with(": is gone")
-        || deviation.contains("the verifier looked at")
-}
-
 /// How results deviate from the document. `whole`: whether they are of the whole matrix.
 pub fn compare(machines: &[Machine], whole: bool) -> Result<Vec<String>> {
     let path = workspace::root().join(PATH);

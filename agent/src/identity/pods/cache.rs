@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::claims::{Claims, Index, claim, release};
 use super::memory::{heap, map_bytes, namespace_bytes, pod_bytes};
-use super::{Container, Event, Namespace, Phase, Pod};
+use super::{Container, Namespace, Phase, Pod, PodEvent};
 
 /// Bounds on what is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,19 +111,19 @@ impl PodCache {
     }
 
     /// Takes in one event at a time in nanoseconds, of any clock that does not run backwards.
-    pub fn apply(&mut self, event: Event, now_ns: u64) {
+    pub fn apply(&mut self, event: PodEvent, now_ns: u64) {
         match event {
-            Event::ListBegins => self.list = Some(self.next()),
-            Event::Listed(pod) | Event::Applied(pod) => self.put(pod),
-            Event::ListComplete => self.complete_list(now_ns),
-            Event::Deleted { uid } => {
+            PodEvent::ListBegins => self.list = Some(self.next()),
+            PodEvent::Listed(pod) | PodEvent::Applied(pod) => self.put(pod),
+            PodEvent::ListComplete => self.complete_list(now_ns),
+            PodEvent::Deleted { uid } => {
                 if let Some(&at) = self.uids.get(&uid) {
                     self.bury(at, now_ns);
                 }
             }
-            Event::Namespaces(all) => self.replace_namespaces(all),
-            Event::NamespaceApplied(namespace) => self.put_namespace(namespace),
-            Event::NamespaceDeleted { name } => self.drop_namespace(&name),
+            PodEvent::Namespaces(all) => self.replace_namespaces(all),
+            PodEvent::NamespaceApplied(namespace) => self.put_namespace(namespace),
+            PodEvent::NamespaceDeleted { name } => self.drop_namespace(&name),
         }
     }
 

@@ -8,4 +8,4 @@ pub mod record;
 
 pub use cache::{CacheLimits, PodCache};
 pub use facts::PodFacts;
-pub use record::{Container, Event, Namespace, Phase, Pod, Wanted};
+pub use record::{Container, Namespace, Phase, Pod, PodEvent, Wanted};

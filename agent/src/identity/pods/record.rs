@@ -66,7 +66,7 @@ pub struct Namespace {
 
 /// What a source tells, in its order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum PodEvent {
     /// A list of all pods begins; what it does not name is gone when it is complete.
     ListBegins,
     /// One pod of that list.

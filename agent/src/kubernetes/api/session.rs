@@ -16,7 +16,7 @@ use super::object::{self, Keys, List, Status, WatchLine};
 use super::pace::{Pace, part_of};
 use super::request::{Failure, ask};
 use super::{Access, bounded};
-use crate::identity::pods::Event;
+use crate::identity::pods::PodEvent;
 use crate::kubernetes::queue::{Closed, Queue};
 use crate::kubernetes::settings::Settings;
 use crate::kubernetes::stats::{Dropped, Restart};
@@ -228,7 +228,7 @@ impl Session {
             self.queue.counters.heard();
             // The list begins when the server has answered: until then what is known stays.
             if std::mem::take(&mut first) && matches!(self.kind, Kind::Pods { .. }) {
-                self.queue.put(Event::ListBegins).await?;
+                self.queue.put(PodEvent::ListBegins).await?;
             }
             for object in page.items.unwrap_or_default() {
                 self.listed(object, &mut namespaces).await?;
@@ -242,8 +242,8 @@ impl Session {
                 .version()
                 .ok_or_else(|| Failure::new(Restart::Malformed, "the list has no resourceVersion"))?;
             let last = match self.kind {
-                Kind::Pods { .. } => Event::ListComplete,
-                Kind::Namespaces => Event::Namespaces(namespaces),
+                Kind::Pods { .. } => PodEvent::ListComplete,
+                Kind::Namespaces => PodEvent::Namespaces(namespaces),
             };
             self.queue.put(last).await?;
             self.queue.counters.list_complete(began.elapsed());
@@ -283,7 +283,7 @@ impl Session {
                 let pod = object::pod(object, &self.keys);
                 self.queue.counters.handled(began.elapsed());
                 match pod {
-                    Some(pod) => self.queue.put(Event::Listed(pod)).await?,
+                    Some(pod) => self.queue.put(PodEvent::Listed(pod)).await?,
                     None => self.queue.counters.drop_event(Dropped::Malformed),
                 }
             }
@@ -363,7 +363,7 @@ impl Session {
         })?;
         self.queue.counters.heard();
         let object = line.object;
-        let events: [Option<Event>; 2] = match (line.kind.as_str(), &self.kind) {
+        let events: [Option<PodEvent>; 2] = match (line.kind.as_str(), &self.kind) {
             ("BOOKMARK", _) => return Ok(object::version(object)),
             ("ERROR", _) => {
                 let status: Status = serde_json::from_str(object.get()).unwrap_or_default();
@@ -376,22 +376,22 @@ impl Session {
                 });
             }
             ("ADDED" | "MODIFIED", Kind::Pods { .. }) => {
-                [object::pod(object, &self.keys).map(Event::Applied), None]
+                [object::pod(object, &self.keys).map(PodEvent::Applied), None]
             }
             // The last state first: it may name containers that no event before did.
             ("DELETED", Kind::Pods { .. }) => match object::pod(object, &self.keys) {
                 Some(pod) => {
                     let uid = pod.uid.clone();
-                    [Some(Event::Applied(pod)), Some(Event::Deleted { uid })]
+                    [Some(PodEvent::Applied(pod)), Some(PodEvent::Deleted { uid })]
                 }
                 None => [None, None],
             },
             ("ADDED" | "MODIFIED", Kind::Namespaces) => {
-                [object::namespace(object, &self.keys).map(Event::NamespaceApplied), None]
+                [object::namespace(object, &self.keys).map(PodEvent::NamespaceApplied), None]
             }
             ("DELETED", Kind::Namespaces) => {
                 let name = object::namespace(object, &self.keys).map(|namespace| namespace.name);
-                [name.map(|name| Event::NamespaceDeleted { name }), None]
+                [name.map(|name| PodEvent::NamespaceDeleted { name }), None]
             }
             _ => [None, None],
         };

@@ -29,8 +29,8 @@ fn pod(uid: &str, name: &str, version: &str, containers: &[u32]) -> Pod {
     }
 }
 
-fn deleted(uid: &str) -> Event {
-    Event::Deleted { uid: uid.into() }
+fn deleted(uid: &str) -> PodEvent {
+    PodEvent::Deleted { uid: uid.into() }
 }
 
 fn namespace(name: &str, tier: &str) -> Namespace {
@@ -41,7 +41,7 @@ fn namespace(name: &str, tier: &str) -> Namespace {
     }
 }
 
-fn with(limits: CacheLimits, events: impl IntoIterator<Item = Event>) -> PodCache {
+fn with(limits: CacheLimits, events: impl IntoIterator<Item = PodEvent>) -> PodCache {
     let mut cache = PodCache::new(limits);
     for (now, event) in (0..).zip(events) {
         cache.apply(event, now);
@@ -49,7 +49,7 @@ fn with(limits: CacheLimits, events: impl IntoIterator<Item = Event>) -> PodCach
     cache
 }
 
-fn cache(events: impl IntoIterator<Item = Event>) -> PodCache {
+fn cache(events: impl IntoIterator<Item = PodEvent>) -> PodCache {
     with(CacheLimits::default(), events)
 }
 
@@ -65,7 +65,7 @@ fn count(cache: &PodCache, state: &str) -> usize {
     cache.counts().find(|(name, _)| *name == state).map(|(_, count)| count).expect("a state")
 }
 
-use Event::{Applied, ListBegins, ListComplete, Listed};
+use PodEvent::{Applied, ListBegins, ListComplete, Listed};
 
 #[test]
 fn a_pod_is_found_by_container_uid_and_name() {
@@ -258,8 +258,8 @@ fn phases_are_counted_and_pods_bounded() {
             Applied(Pod { phase: Phase::Pending, ..pod("b", "b", "1", &[]) }),
             Applied(done),
             Applied(pod("c", "c", "1", &[])),
-            Event::NamespaceApplied(namespace("n", "1")),
-            Event::NamespaceApplied(namespace("m", "1")),
+            PodEvent::NamespaceApplied(namespace("n", "1")),
+            PodEvent::NamespaceApplied(namespace("m", "1")),
         ],
     );
     let counts: Vec<_> = cache.counts().collect();
@@ -279,18 +279,18 @@ fn phases_are_counted_and_pods_bounded() {
 #[test]
 fn namespaces_stay_as_long_as_their_pods() {
     let mut cache = cache([
-        Event::Namespaces(vec![namespace("shop", "gold"), namespace("empty", "x")]),
+        PodEvent::Namespaces(vec![namespace("shop", "gold"), namespace("empty", "x")]),
         Applied(pod("a", "a", "1", &[])),
-        Event::NamespaceApplied(namespace("late", "y")),
+        PodEvent::NamespaceApplied(namespace("late", "y")),
     ]);
     let tier =
         |cache: &PodCache, name: &str| cache.namespace(name).map(|known| known.labels[0].1.to_string());
     let before = cache.generation();
-    cache.apply(Event::NamespaceApplied(namespace("late", "y")), 3);
+    cache.apply(PodEvent::NamespaceApplied(namespace("late", "y")), 3);
     assert_eq!(cache.generation(), before);
-    cache.apply(Event::NamespaceApplied(namespace("shop", "iron")), 4);
+    cache.apply(PodEvent::NamespaceApplied(namespace("shop", "iron")), 4);
     assert_eq!((cache.generation() > before, tier(&cache, "shop").as_deref()), (true, Some("iron")));
-    cache.apply(Event::Namespaces(vec![namespace("late", "z")]), 5);
+    cache.apply(PodEvent::Namespaces(vec![namespace("late", "z")]), 5);
     assert_eq!((tier(&cache, "empty"), tier(&cache, "late").as_deref()), (None, Some("z")));
     assert_eq!(tier(&cache, "shop").as_deref(), Some("iron"), "a pod of it is known");
     cache.apply(deleted("a"), 6);
@@ -300,17 +300,17 @@ fn namespaces_stay_as_long_as_their_pods() {
     // Deleted and made anew while a pod is known: the new one stays.
     for event in [
         Applied(pod("b", "b", "1", &[])),
-        Event::NamespaceApplied(namespace("shop", "gold")),
-        Event::NamespaceDeleted { name: "shop".into() },
-        Event::NamespaceApplied(namespace("shop", "gold")),
+        PodEvent::NamespaceApplied(namespace("shop", "gold")),
+        PodEvent::NamespaceDeleted { name: "shop".into() },
+        PodEvent::NamespaceApplied(namespace("shop", "gold")),
         deleted("b"),
     ] {
         cache.apply(event, 7);
     }
     cache.expire(u64::MAX);
     assert_eq!(tier(&cache, "shop").as_deref(), Some("gold"));
-    cache.apply(Event::NamespaceDeleted { name: "shop".into() }, 8);
-    cache.apply(Event::NamespaceDeleted { name: "late".into() }, 8);
+    cache.apply(PodEvent::NamespaceDeleted { name: "shop".into() }, 8);
+    cache.apply(PodEvent::NamespaceDeleted { name: "late".into() }, 8);
     assert_eq!((tier(&cache, "shop"), cache.bytes), (None, 0));
 }
 
@@ -330,7 +330,9 @@ fn usual(n: u32) -> Pod {
 fn memory_is_told_as_the_allocator_sees_it() {
     for pods in [0, 1, 100, 5000] {
         let (cache, held) = allocations::held(|| {
-            cache((0..pods).map(|n| Applied(usual(n))).chain([Event::NamespaceApplied(namespace("n", "x"))]))
+            cache(
+                (0..pods).map(|n| Applied(usual(n))).chain([PodEvent::NamespaceApplied(namespace("n", "x"))]),
+            )
         });
         let told = cache.memory_bytes();
         println!(
@@ -360,7 +362,7 @@ struct Known {
 }
 
 impl Model {
-    fn apply(&mut self, event: &Event, now: u64, limits: &CacheLimits) {
+    fn apply(&mut self, event: &PodEvent, now: u64, limits: &CacheLimits) {
         self.clock += 1;
         match event {
             ListBegins => self.list = Some(self.clock),
@@ -376,7 +378,7 @@ impl Model {
                 }
                 self.shrink(limits);
             }
-            Event::Deleted { uid } => {
+            PodEvent::Deleted { uid } => {
                 if let Some(n) = self.pods.iter().position(|known| known.pod.uid == *uid) {
                     self.bury(n, now);
                 }
@@ -457,7 +459,7 @@ impl Model {
     }
 }
 
-fn events() -> impl Strategy<Value = Vec<(Event, u64)>> {
+fn events() -> impl Strategy<Value = Vec<(PodEvent, u64)>> {
     let any_pod = (0..6_u8, 0..4_u8, 0..4_u8, prop::collection::vec(0..8_u32, 0..4), 0..5_usize).prop_map(
         |(uid, name, version, containers, phase)| {
             // The UID decides the name mostly, as in life; the version decides the rest.
@@ -541,16 +543,16 @@ proptest! {
             match step {
                 0 => {
                     there.insert(name.clone(), tier.clone());
-                    cache.apply(Event::NamespaceApplied(namespace(&name, &tier)), now);
+                    cache.apply(PodEvent::NamespaceApplied(namespace(&name, &tier)), now);
                 }
                 1 => {
                     left.extend(there.remove_entry(&name));
-                    cache.apply(Event::NamespaceDeleted { name: name.as_str().into() }, now);
+                    cache.apply(PodEvent::NamespaceDeleted { name: name.as_str().into() }, now);
                 }
                 2 => {
                     left.extend(there.drain());
                     there.insert(name.clone(), tier.clone());
-                    cache.apply(Event::Namespaces(vec![namespace(&name, &tier)]), now);
+                    cache.apply(PodEvent::Namespaces(vec![namespace(&name, &tier)]), now);
                 }
                 3 => {
                     pods.insert(name.clone(), None);
@@ -562,7 +564,7 @@ proptest! {
                     if let Some(died @ None) = pods.get_mut(&name) {
                         *died = Some(now);
                     }
-                    cache.apply(Event::Deleted { uid }, now);
+                    cache.apply(PodEvent::Deleted { uid }, now);
                 }
             }
             pods.retain(|_, died| died.is_none_or(|died| now - died < 5));

@@ -1,7 +1,7 @@
 //! Rules on pods: what they match, what they refuse, and that no pod can name itself into a tenant.
 
 use super::*;
-use crate::identity::pods::{Container, Event, Namespace, Phase, Pod, PodCache};
+use crate::identity::pods::{Container, Namespace, Phase, Pod, PodCache, PodEvent};
 
 fn pairs(pairs: &[(&str, &str)]) -> Box<[(Arc<str>, Arc<str>)]> {
     pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
@@ -245,7 +245,7 @@ fn impostors() -> Vec<String> {
 #[test]
 fn only_the_kubelets_cgroups_are_pods() {
     let mut cache = PodCache::default();
-    cache.apply(Event::Applied(pod("shop", "cart-7")), 0);
+    cache.apply(PodEvent::Applied(pod("shop", "cart-7")), 0);
     let set = RuleSet::default();
     let real = CgroupFacts::recognise(path().as_bytes());
     let known = PodFacts::find(&cache, &real).expect("the pod's own");
@@ -266,13 +266,13 @@ fn a_pod_is_found_by_uid_before_container() {
     let other = "9d3f0e6a1b2c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6";
     let hash = "d0d64bd62a4ec3a5d5a3dc1a8c1ab8a4";
     let mut cache = PodCache::default();
-    cache.apply(Event::Applied(pod("shop", "cart-7")), 0);
+    cache.apply(PodEvent::Applied(pod("shop", "cart-7")), 0);
     let thief = Container { id: other.into(), name: "x".into() };
     cache.apply(
-        Event::Applied(Pod { uid: "u2".into(), containers: [thief].into(), ..pod("evil", "thief") }),
+        PodEvent::Applied(Pod { uid: "u2".into(), containers: [thief].into(), ..pod("evil", "thief") }),
         0,
     );
-    cache.apply(Event::Namespaces(vec![shop()]), 0);
+    cache.apply(PodEvent::Namespaces(vec![shop()]), 0);
     let find = |path: &str| {
         let found = PodFacts::find(&cache, &CgroupFacts::recognise(path.as_bytes()));
         found.map(|known| {
@@ -423,7 +423,7 @@ proptest! {
             evaluate(&set, path.as_bytes())
         );
         let mut cache = PodCache::default();
-        cache.apply(Event::Applied(pod("shop", "cart-7")), 0);
+        cache.apply(PodEvent::Applied(pod("shop", "cart-7")), 0);
         prop_assert_eq!(PodFacts::find(&cache, &CgroupFacts::recognise(path.as_bytes())), None);
     }
 }
