@@ -95,21 +95,21 @@ fn cpu_is_audited_by_cgroup() -> Outcome {
     let mut agent = Agent::start(&Settings::new(&hierarchy).section("log: {level: debug}"))?;
     let (called, forked) = (hierarchy.tenant("called")?, hierarchy.tenant("forked")?);
     let (left, right) = (hierarchy.tenant("left")?, hierarchy.tenant("right")?);
-    let mut caller = Workload::spawn(&called, &["flood"])?;
-    let mut forker = Workload::spawn(&forked, &["flood", "--forks"])?;
+    let mut spinner = Workload::spawn(&called, &["flood"])?;
+    let mut storm = Workload::spawn(&forked, &["flood", "--forks"])?;
     let mut mover = Workload::spawn(&left, &["flood"])?;
-    for workload in [&mut caller, &mut forker, &mut mover] {
+    for workload in [&mut spinner, &mut storm, &mut mover] {
         workload.go()?;
     }
     let stop = AtomicBool::new(false);
     let pid = mover.pid();
     std::thread::scope(|scope| -> Outcome {
-        let moves = scope.spawn(|| -> anyhow::Result<usize> {
-            for moves in 0.. {
+        let turner = scope.spawn(|| -> anyhow::Result<usize> {
+            for turn in 0.. {
                 if stop.load(Ordering::Relaxed) {
-                    return Ok(moves);
+                    return Ok(turn);
                 }
-                [&right, &left][moves % 2].enter(pid)?;
+                [&right, &left][turn % 2].enter(pid)?;
                 std::thread::sleep(Duration::from_millis(50));
             }
             Ok(0)
@@ -126,12 +126,12 @@ fn cpu_is_audited_by_cgroup() -> Outcome {
             Ok(())
         });
         stop.store(true, Ordering::Relaxed);
-        let moves = moves.join().map_err(|_| anyhow::anyhow!("the mover panicked"))??;
+        let moves = turner.join().map_err(|_| anyhow::anyhow!("the mover panicked"))??;
         println!("{moves} moves, comparisons: {compared:?}");
         waited
     })?;
     let scrape = agent.fresh()?;
-    [caller, forker, mover].into_iter().try_for_each(|workload| workload.kill().map(drop))?;
+    [spinner, storm, mover].into_iter().try_for_each(|workload| workload.kill().map(drop))?;
 
     let compared = scrape.count(READINGS, &[("outcome", "compared")]);
     ensure!(compared >= 3, "{compared} comparisons are counted");
