@@ -126,8 +126,8 @@ fn cpu_is_audited_by_cgroup() -> Outcome {
             Ok(())
         });
         stop.store(true, Ordering::Relaxed);
-        let moves = turner.join().map_err(|_| anyhow::anyhow!("the mover panicked"))??;
-        println!("{moves} moves, comparisons: {compared:?}");
+        let turns = turner.join().map_err(|_| anyhow::anyhow!("the mover panicked"))??;
+        println!("{turns} moves, comparisons: {compared:?}");
         waited
     })?;
     let scrape = agent.fresh()?;
