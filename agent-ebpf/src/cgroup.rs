@@ -1,16 +1,14 @@
 //! In: cgroups created, removed, tasks moved; out: a slot for each workload before its first instruction.
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use aya_ebpf::helpers::generated::{bpf_get_current_uid_gid, bpf_probe_read_kernel_str};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
-use kernmeter_abi::{
-    CgroupRef, Loss, NAME_MAX, SLOT_OVERFLOW, SlotInfo, Total, is_workload_name, slot_state,
-};
+use kernmeter_abi::{CgroupRef, Loss, NAME_MAX, Resource, SLOT_OVERFLOW, SlotInfo, Total, slot_state};
 
 use crate::kernel::{self, Cgroup, Task};
 use crate::maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS};
-use crate::{row, slot, task};
+use crate::{quota, row, slot, task};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
@@ -24,65 +22,97 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) {
         return;
     }
     row::count(Total::CgroupMkdir, 1);
-    let id = cgroup.id();
-    let parent_id = cgroup.parent().id();
+    // What is below a workload, or below a cgroup that has no slot itself, is found through the cgroups above it.
     // SAFETY: the value is copied at once.
-    let parent = unsafe { CGROUPS.get(parent_id) }.copied();
-    let parent = parent.unwrap_or(CgroupRef { slot: SLOT_OVERFLOW, flags: 0 });
-    let own = if parent.flags & CgroupRef::INHERIT != 0 {
-        CgroupRef { slot: parent.slot, flags: CgroupRef::INHERIT | CgroupRef::NESTED }
-    } else {
-        new_slot(&ctx, cgroup, id, parent_id, parent.slot)
-    };
-    if CGROUPS.insert(id, own, NOEXIST).is_err() {
-        row::lose(Loss::CgroupMapFull);
+    let Some(parent) = (unsafe { CGROUPS.get(cgroup.parent().id()) }).copied() else { return };
+    if parent.flags & CgroupRef::INHERIT != 0 || parent.slot == SLOT_OVERFLOW {
+        return;
     }
-}
-
-/// Takes a free slot and writes down what it stands for.
-#[inline(always)]
-fn new_slot(
-    ctx: &BtfTracePointContext,
-    cgroup: Cgroup,
-    id: u64,
-    parent_id: u64,
-    parent_slot: u32,
-) -> CgroupRef {
     // The name goes through scratch memory: a slot's info must not be touched before the slot is ours.
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return CgroupRef { slot: SLOT_OVERFLOW, flags: 0 } };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: a live per-CPU map value, used with interrupts off.
     let scratch = unsafe { &mut *scratch };
     let len = read_name(cgroup, scratch);
     let name = &scratch.name;
-    // The mask keeps the index inside the array in terms the verifier follows; `is_workload_name` stays below `len`.
-    let flags = if is_workload_name(len, |i| name[i & NAME_MAX]) { CgroupRef::INHERIT } else { 0 };
-    let Ok(Some(slot)) = SLOT_FREE.pop() else {
+    // The mask keeps the index inside the array in terms the verifier follows; names are looked at below `len` only.
+    let flags = CgroupRef::flags_of(len, |i| name[i & NAME_MAX]);
+    if let Some(slot) = take_slot(&ctx, cgroup, parent.slot, flags) {
+        describe(cgroup, slot, parent.slot, scratch, len);
+    } else if is_made_by_root() && parent.flags & CgroupRef::POD == 0 {
+        // Nobody's part: not to be taken for its parent's. Whoever cannot make such cgroups cannot fill the table with them.
+        let own = CgroupRef { slot: SLOT_OVERFLOW, flags };
+        if CGROUPS.insert(cgroup.id(), own, NOEXIST).is_err() {
+            row::lose(Loss::CgroupMapFull);
+        }
+    } else if let Some(row) = row::of_slot(parent.slot) {
+        row::add_atomic(&mut row.folded, 1);
+    }
+}
+
+/// Whether the cgroup that is being made is an account of its own. The id is that of the first user namespace: root in a
+/// container with users of its own is another.
+#[inline(always)]
+fn is_made_by_root() -> bool {
+    // SAFETY: the helper takes nothing and only returns a number.
+    unsafe { bpf_get_current_uid_gid() as u32 == 0 }
+}
+
+/// Takes a free slot for a cgroup and enters it in the table, if its account may have one more.
+#[inline(always)]
+fn take_slot(ctx: &BtfTracePointContext, cgroup: Cgroup, parent_slot: u32, flags: u32) -> Option<u32> {
+    let is_allowed = if is_made_by_root() {
+        quota::is_left(Resource::Slots)
+    } else {
+        quota::allows(quota::account_of(parent_slot), Resource::Slots)
+    };
+    let free = if is_allowed { SLOT_FREE.pop() } else { Ok(None) };
+    let Ok(Some(slot)) = free else {
         let lost = row::lose(Loss::SlotExhausted);
         // A message at the first, second, fourth, eighth: a storm of cgroups must not become one of messages.
         if lost & lost.wrapping_sub(1) == 0 {
             warn!(
                 ctx,
-                "no free slot for cgroup {}: it is billed to the overflow slot; {} so on this cpu", id, lost
+                "no slot for cgroup {}, below slot {}: it is counted with the one above; {} so on this cpu",
+                cgroup.id(),
+                parent_slot,
+                lost
             );
         }
-        return CgroupRef { slot: SLOT_OVERFLOW, flags };
+        return None;
     };
-    if let Some(info) = SLOTS.get_ptr_mut(slot) {
-        // SAFETY: a live map value that nobody else writes: the slot was in the free queue until now.
-        let info = unsafe { &mut *info };
-        info.name = scratch.name;
-        info.name_len = len as u32;
-        info.cgroup_id = id;
-        info.parent_id = parent_id;
-        info.parent_slot = parent_slot;
-        info.removed_ns = 0;
-        // SAFETY: the helper takes nothing.
-        info.created_ns = unsafe { bpf_ktime_get_ns() };
-        // Last: the agent reads an info only once it is live.
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut info.state, slot_state::LIVE) };
+    if CGROUPS.insert(cgroup.id(), CgroupRef { slot, flags }, NOEXIST).is_err() {
+        row::lose(Loss::CgroupMapFull);
+        let _ = SLOT_FREE.push(slot, 0);
+        return None;
     }
-    CgroupRef { slot, flags }
+    Some(slot)
+}
+
+/// Writes down what a slot stands for, and whose account it is on.
+#[inline(always)]
+fn describe(cgroup: Cgroup, slot: u32, parent_slot: u32, scratch: &SlotInfo, len: usize) {
+    let account = if is_made_by_root() {
+        quota::count_root_slot();
+        slot
+    } else {
+        quota::account_of(parent_slot)
+    };
+    quota::charge(account, Resource::Slots);
+    let Some(info) = SLOTS.get_ptr_mut(slot) else { return };
+    // SAFETY: a live map value that nobody else writes: the slot was in the free queue until now.
+    let info = unsafe { &mut *info };
+    info.name = scratch.name;
+    info.name_len = len as u32;
+    info.cgroup_id = cgroup.id();
+    info.parent_id = cgroup.parent().id();
+    info.parent_slot = parent_slot;
+    info.account = account;
+    info.removed_ns = 0;
+    // SAFETY: the helper takes nothing.
+    info.created_ns = unsafe { bpf_ktime_get_ns() };
+    // Last: the agent reads an info only once it is live.
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut info.state, slot_state::LIVE) };
 }
 
 /// Reads the cgroup's own name into the scratch info; returns its length, 0 where names cannot be read.
@@ -109,8 +139,8 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) {
     let id = cgroup.id();
     // SAFETY: the value is copied at once.
     let Some(own) = (unsafe { CGROUPS.get(id) }).copied() else { return };
-    if own.slot == SLOT_OVERFLOW || own.flags & CgroupRef::NESTED != 0 {
-        // The slot is not this cgroup's own: only its entry goes.
+    if own.slot == SLOT_OVERFLOW {
+        // It found no slot: only its entry goes.
         let _ = CGROUPS.remove(id);
         return;
     }
@@ -131,7 +161,7 @@ fn moved(ctx: &BtfTracePointContext) {
         return;
     }
     row::count(Total::Moved, 1);
-    if let Some(row) = row::of_slot(slot::of_cgroup(cgroup.id())) {
+    if let Some(row) = row::of_slot(slot::of_cgroup(cgroup)) {
         row::add_atomic(&mut row.moved_in, 1);
     }
     // Of a whole process only its leader is told: its other threads pay where they are from the next switch or pass on.

@@ -48,7 +48,7 @@ pub fn flush_cpu(_: RawTracePointContext) {
             task::bind_payer(state, current);
             (payer, ran)
         }
-        None => (slot::of_cgroup(current.cgroup_id()), elapsed),
+        None => (slot::of_cgroup(current.cgroup()), elapsed),
     };
     row::charge_cpu(slot, ran);
 }

@@ -227,15 +227,12 @@ impl Task {
             || self.read::<u32>(&OFF_TASK_PTRACE) != 0
     }
 
-    /// Id of the task's cgroup in the default hierarchy.
+    /// The task's cgroup in the default hierarchy.
     #[inline(always)]
-    pub fn cgroup_id(self) -> u64 {
+    pub fn cgroup(self) -> Cgroup {
         let set: *const c_void = self.read(&OFF_TASK_CGROUPS);
-        // SAFETY: each pointer is loaded from a BTF pointer, hence one itself.
-        unsafe {
-            let cgroup: *const c_void = field(set, &OFF_CSSSET_DFL);
-            Cgroup(cgroup).id()
-        }
+        // SAFETY: the pointer is loaded from a BTF pointer, hence one itself.
+        Cgroup(unsafe { field(set, &OFF_CSSSET_DFL) })
     }
 }
 
@@ -293,7 +290,7 @@ impl Cgroup {
         }
     }
 
-    /// The parent; only for cgroups that have one.
+    /// The parent. Of the root, one whose id is 0.
     #[inline(always)]
     pub fn parent(self) -> Cgroup {
         // SAFETY: loaded from BTF pointers.

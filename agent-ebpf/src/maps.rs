@@ -5,7 +5,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, Queue};
 use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
-use kernmeter_abi::{CgroupRef, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
+use kernmeter_abi::{CgroupRef, Holdings, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
 
 /// An entry of [`CPU_SINCE`], as large as a cache line: each CPU writes its own at every switch.
 #[repr(C)]
@@ -26,6 +26,12 @@ pub static SLOT_FREE: Queue<u32, 16> = Queue::new();
 /// What each slot stands for.
 #[btf_map]
 pub static SLOTS: Array<SlotInfo, 16, MMAPABLE> = Array::new();
+/// `[account]`, then the pool: what was taken. Written by the programs alone, atomically.
+#[btf_map]
+pub static TAKEN: Array<Holdings, 16, MMAPABLE> = Array::new();
+/// `[account]`, then the pool: what was given back, or to the pool at the start. Written by the agent alone.
+#[btf_map]
+pub static GIVEN: Array<Holdings, 16, MMAPABLE> = Array::new();
 /// `[shard][slot]` counters.
 #[btf_map]
 pub static SLOT_ROWS: Array<SlotRow, 16, MMAPABLE> = Array::new();

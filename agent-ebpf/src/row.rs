@@ -1,12 +1,12 @@
 //! In: a shard-relative index; out: counters and the ways to add to them. Knows no hooks.
 use kernmeter_abi::task::ROW_OVERFLOW;
-use kernmeter_abi::{Loss, SlotRow, SyscallRow, Total};
+use kernmeter_abi::{Loss, Resource, SlotRow, SyscallRow, Total, errno};
 
-use crate::kernel;
 use crate::maps::{
     ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
     TOTALS,
 };
+use crate::{kernel, quota};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
@@ -129,6 +129,12 @@ pub fn find_syscall(key: u32) -> u32 {
 
 #[inline(always)]
 fn allocate_syscall(key: u32) -> u32 {
+    // Asked first: the queue has one lock for all CPUs.
+    let account = quota::account_of(key >> 16);
+    if !quota::allows(account, Resource::SyscallRows) {
+        lose(Loss::RowExhausted);
+        return ROW_OVERFLOW;
+    }
     let Ok(Some(row)) = SYS_FREE.pop() else {
         lose(Loss::RowExhausted);
         return ROW_OVERFLOW;
@@ -147,17 +153,22 @@ fn allocate_syscall(key: u32) -> u32 {
         // SAFETY: a live map value that only the row's owner writes.
         unsafe { meta.write_volatile(kernmeter_abi::META_USED | u64::from(key)) };
     }
+    quota::charge(account, Resource::SyscallRows);
     row
 }
 
 /// Counts an error by errno; false if no row was to be had.
 #[inline(always)]
 pub fn count_errno(slot: u32, syscall: u32, errno: u32) -> bool {
+    // A filter or a tracer can return any number: those without a meaning get no row.
+    if !errno::is_known(errno) {
+        return false;
+    }
     let key = (u64::from(slot) << 32) | (u64::from(syscall) << 16) | u64::from(errno & 0xffff);
     // SAFETY: the value is copied at once.
     let row = match unsafe { ERR_INDEX.get(key) } {
         Some(row) => *row,
-        None => match allocate_errno(key) {
+        None => match allocate_errno(slot, key) {
             Some(row) => row,
             None => return false,
         },
@@ -173,7 +184,12 @@ pub fn count_errno(slot: u32, syscall: u32, errno: u32) -> bool {
 }
 
 #[inline(always)]
-fn allocate_errno(key: u64) -> Option<u32> {
+fn allocate_errno(slot: u32, key: u64) -> Option<u32> {
+    let account = quota::account_of(slot);
+    if !quota::allows(account, Resource::ErrnoRows) {
+        lose(Loss::ErrorRowExhausted);
+        return None;
+    }
     let Ok(Some(row)) = ERR_FREE.pop() else {
         lose(Loss::ErrorRowExhausted);
         return None;
@@ -191,5 +207,6 @@ fn allocate_errno(key: u64) -> Option<u32> {
         // SAFETY: a live map value that only the row's owner writes.
         unsafe { meta.write_volatile(kernmeter_abi::META_USED | key) };
     }
+    quota::charge(account, Resource::ErrnoRows);
     Some(row)
 }

@@ -63,7 +63,7 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
         (state.payer, ran)
     } else {
         row::lose(Loss::NoTaskState);
-        (slot::of_cgroup(task.cgroup_id()), elapsed)
+        (slot::of_cgroup(task.cgroup()), elapsed)
     };
     row::count(Total::CpuNs, ran);
     if let Some(row) = row::of_slot(slot) {
@@ -167,7 +167,7 @@ pub fn wakeup_new(ctx: BtfTracePointContext) {
     let slot = match woken(task) {
         Some(state) if state.flags & TaskState::COUNTED != 0 => return,
         Some(state) => state.slot,
-        None => slot::of_cgroup(task.cgroup_id()),
+        None => slot::of_cgroup(task.cgroup()),
     };
     process::count_new(task, slot);
 }

@@ -42,7 +42,7 @@ fn enter(nr: i64) {
     let Some(state) = task::find_or_create(task) else {
         // Not lost: counted in the slot, without its syscall.
         row::lose(Loss::TaskStateFailed);
-        if let Some(row) = row::of_slot(slot::of_cgroup(task.cgroup_id())) {
+        if let Some(row) = row::of_slot(slot::of_cgroup(task.cgroup())) {
             row::add_atomic(&mut row.overflow_calls, 1);
         }
         return;

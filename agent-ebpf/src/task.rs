@@ -25,10 +25,11 @@ use crate::{row, slot, store};
 /// Makes a state for a task that had none a moment ago. Also says whether it is this one that the kernel added.
 #[inline(always)]
 fn set_up<'a>(task: Task, runtime_ns: u64) -> Option<(&'a mut TaskState, bool)> {
-    let cgroup_id = task.cgroup_id();
-    let slot = slot::of_cgroup(cgroup_id);
+    let cgroup = task.cgroup();
+    let found = slot::find(cgroup);
+    let slot = found.slot;
     let state = TaskState {
-        cgroup_id,
+        cgroup_id: cgroup.id(),
         enter_ns: 0,
         wake_ns: 0,
         off_ns: 0,
@@ -41,7 +42,7 @@ fn set_up<'a>(task: Task, runtime_ns: u64) -> Option<(&'a mut TaskState, bool)> 
         syscall: CALL_NONE,
         flags: TaskState::BOUND,
         payer: slot,
-        padding: 0,
+        borrows: found.is_borrowed.into(),
     };
     let (ours, state) = store::create(task, &state);
     // Also if it has ended already, which took it away from the slot.
@@ -105,7 +106,7 @@ pub fn release(state: &mut TaskState, task: Task) {
 pub fn slot_of(task: Task) -> u32 {
     match find(task) {
         Some(state) => state.slot,
-        None => slot::of_cgroup(task.cgroup_id()),
+        None => slot::of_cgroup(task.cgroup()),
     }
 }
 
@@ -138,20 +139,22 @@ pub fn take_runtime_so_far(state: &mut TaskState, task: Task, elapsed: u64) -> u
 /// for that, as one is for the call: a dead slot outlasts two passes, and each pass binds the tasks that run.
 #[inline(always)]
 pub fn bind_payer(state: &mut TaskState, task: Task) {
-    let cgroup_id = task.cgroup_id();
-    let slot = if cgroup_id == state.cgroup_id { state.slot } else { slot::of_cgroup(cgroup_id) };
-    state.payer = slot;
+    let cgroup = task.cgroup();
+    state.payer = if cgroup.id() == state.cgroup_id { state.slot } else { slot::of_cgroup(cgroup) };
 }
 
 /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with
 /// its errors and all its duration and block time, to the workload that entered it.
 #[inline(always)]
 pub fn rebind(state: &mut TaskState, task: Task) {
-    let cgroup_id = task.cgroup_id();
-    // The overflow slot is looked up again each time: the agent may have found a slot for the cgroup since.
-    if cgroup_id != state.cgroup_id || state.slot == SLOT_OVERFLOW {
+    let cgroup = task.cgroup();
+    let cgroup_id = cgroup.id();
+    // Overflow and a borrowed slot are looked up again each time: the agent may have found a slot for the cgroup since.
+    if cgroup_id != state.cgroup_id || state.slot == SLOT_OVERFLOW || state.borrows != 0 {
         state.cgroup_id = cgroup_id;
-        let slot = slot::of_cgroup(cgroup_id);
+        let found = slot::find(cgroup);
+        let slot = found.slot;
+        state.borrows = found.is_borrowed.into();
         if slot != state.slot {
             slot::move_task(Some(state.slot), Some(slot));
             state.slot = slot;

@@ -41,6 +41,15 @@ impl Cgroup {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
+    /// Makes a cgroup in this one.
+    ///
+    /// # Errors
+    /// When the kernel refuses the name.
+    pub fn child(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        let name = name.as_ref();
+        Self::make(self.dir.join(name), format!("{}/{}", self.path, name.to_string_lossy()))
+    }
+
     /// An open descriptor of the directory, for `CLONE_INTO_CGROUP`.
     ///
     /// # Errors
@@ -77,16 +86,20 @@ impl Cgroup {
     }
 }
 
+/// Removes what is below a cgroup, as far as no task is in it any more.
+fn remove_below(dir: &Path) {
+    for child in fs::read_dir(dir).into_iter().flatten().flatten().filter(|c| c.path().is_dir()) {
+        remove_below(&child.path());
+        let _ = fs::remove_dir(child.path());
+    }
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let until = Instant::now() + REMOVAL;
         while self.dir.exists() && fs::remove_dir(&self.dir).is_err() && Instant::now() < until {
             let _ = fs::write(self.dir.join("cgroup.kill"), "1");
-            if let Ok(children) = fs::read_dir(&self.dir) {
-                for child in children.flatten().filter(|c| c.path().is_dir()) {
-                    let _ = fs::remove_dir(child.path());
-                }
-            }
+            remove_below(&self.dir);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -119,8 +132,7 @@ impl Hierarchy {
     /// # Errors
     /// When the kernel refuses the name.
     pub fn tenant(&self, name: impl AsRef<OsStr>) -> Result<Cgroup> {
-        let name = name.as_ref();
-        Cgroup::make(self.own.dir.join(name), format!("{}/{}", self.own.path, name.to_string_lossy()))
+        self.own.child(name)
     }
 }
 

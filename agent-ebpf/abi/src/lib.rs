@@ -10,6 +10,7 @@
 
 use core::mem::offset_of;
 
+pub mod errno;
 pub mod histogram;
 pub mod syscall_key;
 pub mod task;
@@ -120,6 +121,9 @@ rows! {
         pub overflow_blocked_ns: u64,
         /// The part of `overflow_calls` that was answered before it was entered. Atomic.
         pub overflow_denied: u64,
+        /// cgroups below this slot's that got no slot of their own, as their account holds more than are free or none was
+        /// left (`cgroup_mkdir`). Atomic.
+        pub folded: u64,
         /// Page faults taken in user mode (`page_fault_user`, interrupts off).
         pub faults_user: u64,
         /// Page faults taken in kernel mode (`page_fault_kernel`, interrupts off).
@@ -135,7 +139,7 @@ rows! {
     }
 }
 const _: () = assert!(size_of::<SyscallRow>() == 512);
-const _: () = assert!(size_of::<SlotRow>() == 624);
+const _: () = assert!(size_of::<SlotRow>() == 632);
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -168,18 +172,61 @@ pub struct SlotInfo {
     pub generation: u32,
     /// Bytes of `name` in use.
     pub name_len: u32,
+    /// The slot of the cgroup's account: see [`Holdings`].
+    pub account: u32,
+    /// Nothing: an info is laid out in words of 8 bytes.
+    pub padding: u32,
     /// The cgroup's own name (last path component), raw bytes.
     pub name: [u8; 256],
 }
-const _: () = assert!(size_of::<SlotInfo>() == 304);
+const _: () = assert!(size_of::<SlotInfo>() == 312);
 
-/// Value of the `CGROUPS` map: where a cgroup's events go.
+/// What is shared among accounts; index into [`Holdings`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Slots.
+    Slots = 0,
+    /// Syscall rows.
+    SyscallRows = 1,
+    /// Errno rows.
+    ErrnoRows = 2,
+    /// Slots that went to accounts of their own. Of these there is no pool: they are only counted, in the pool's element.
+    RootSlots = 3,
+}
+
+/// Number of resources.
+pub const RESOURCES: usize = 4;
+
+/// How much of each resource an account ever took (`TAKEN`, written by the programs, atomically), or was ever given back
+/// (`GIVEN`, written by the agent). The difference, modulo 2^64, is what it holds.
+///
+/// An account is a cgroup that root made, or that root owned when the agent started, and all below it down to the next such
+/// cgroup: what a user makes in a subtree of his own is on one account. It is known by its slot. The element after those of
+/// the slots is the pool: what it was given less what was taken from it is free. An account gets another entry only while it
+/// holds no more than are free ("dynamic threshold" of switches with shared buffers: Choudhury and Hahne, 1998), so that n
+/// accounts that take all they can leave one part of n + 1 to others.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Holdings {
+    /// Indexed by [`Resource`].
+    pub values: [u64; RESOURCES],
+}
+
+/// Whether an account that holds this much may take another one while so many are free. Both are differences of counters that
+/// CPUs change at the same time: one that is below 0 is none.
+#[inline(always)]
+pub const fn may_take(held: u64, free: u64) -> bool {
+    (free as i64) > 0 && held as i64 <= free as i64
+}
+
+/// Value of the `CGROUPS` map: where a cgroup's events go. Only owners of a slot have one, and cgroups that root made and that
+/// found none, whose slot is the overflow slot. What other cgroups do is billed as what their nearest ancestor with an entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CgroupRef {
     /// The slot that is billed.
     pub slot: u32,
-    /// [`INHERIT`](CgroupRef::INHERIT) or 0, and [`NESTED`](CgroupRef::NESTED).
+    /// [`INHERIT`](CgroupRef::INHERIT) and [`POD`](CgroupRef::POD), or 0.
     pub flags: u32,
 }
 const _: () = assert!(size_of::<CgroupRef>() == 8);
@@ -187,8 +234,20 @@ const _: () = assert!(size_of::<CgroupRef>() == 8);
 impl CgroupRef {
     /// Children of this cgroup are part of the same workload and share its slot.
     pub const INHERIT: u32 = 1;
-    /// This cgroup shares the slot of an ancestor.
-    pub const NESTED: u32 = 2;
+    /// This is a pod of Kubernetes: containers in it that get no slot share its.
+    pub const POD: u32 = 2;
+
+    /// The flags of a cgroup of this name; see [`is_workload_name`].
+    #[inline(always)]
+    pub fn flags_of(len: usize, byte: impl Fn(usize) -> u8) -> u32 {
+        if is_workload_name(len, &byte) {
+            Self::INHERIT
+        } else if is_pod_name(len, &byte) {
+            Self::POD
+        } else {
+            0
+        }
+    }
 }
 
 /// Bytes at the end of a container's cgroup name that must be hexadecimal for it to be one workload.
@@ -232,6 +291,23 @@ pub fn is_workload_name(len: usize, byte: impl Fn(usize) -> u8) -> bool {
     true
 }
 
+/// Whether a kubelet gives pods names like this: `pod<uid>`, or `kubepods[-<class>]-pod<uid>.slice` under systemd, where a UID
+/// has 36 characters.
+#[inline(always)]
+pub fn is_pod_name(len: usize, byte: impl Fn(usize) -> u8) -> bool {
+    let begins = |text: &[u8]| {
+        let mut i = 0;
+        while i < text.len() {
+            if i >= len || byte(i) != text[i] {
+                return false;
+            }
+            i += 1;
+        }
+        true
+    };
+    (len == 39 && begins(b"pod")) || (len >= 54 && begins(b"kubepods-"))
+}
+
 macro_rules! numbered {
     ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)* }) => {
         $(#[$meta])*
@@ -256,15 +332,16 @@ macro_rules! numbered {
 numbered! {
     /// Reasons why something was lost, degraded or skipped in the kernel; index into `LOSSES`.
     Loss {
-        /// A cgroup was created while no slot was free: billed to the overflow slot.
+        /// A cgroup was created while no slot was free, or while its account held more than were free: billed to the nearest
+        /// cgroup above it that has one, or else to the overflow slot.
         SlotExhausted = "slot_exhausted",
-        /// The cgroup table refused an entry: billed to the overflow slot.
+        /// The cgroup table refused an entry: billed as if no slot had been free.
         CgroupMapFull = "cgroup_map_full",
-        /// An event's cgroup is not in the cgroup table: billed to the overflow slot.
+        /// An event's cgroup is not in the cgroup table, nor any of 128 above it: billed to the overflow slot.
         UnknownCgroup = "unknown_cgroup",
-        /// No syscall row was free: counted without its syscall.
+        /// No syscall row was free, or the account held more than were free: counted without its syscall.
         RowExhausted = "syscall_row_exhausted",
-        /// No errno row was free: counted without its errno.
+        /// No errno row was free, or the account held more than were free: counted without its errno.
         ErrorRowExhausted = "errno_row_exhausted",
         /// Task state could not be allocated: the call has no latency and no syscall.
         TaskStateFailed = "task_state_failed",
@@ -412,6 +489,44 @@ mod tests {
 
     fn workload(name: &str) -> bool {
         is_workload_name(name.len(), |i| name.as_bytes()[i])
+    }
+
+    #[test]
+    fn an_account_leaves_to_others_as_much_as_it_holds() {
+        assert!(may_take(0, 1) && may_take(5, 5) && may_take(5, 6));
+        assert!(!may_take(0, 0) && !may_take(6, 5));
+        // Counters that are read while they change.
+        assert!(!may_take(0, u64::MAX) && may_take(u64::MAX, 1));
+        // Greedy accounts end with equal parts, and one for whoever comes next.
+        for greedy in 1..10u64 {
+            let (capacity, mut held) = (4094u64, vec![0u64; greedy as usize]);
+            while let Some(account) =
+                held.iter().position(|own| may_take(*own, capacity - held.iter().sum::<u64>()))
+            {
+                held[account] += 1;
+            }
+            let free = capacity - held.iter().sum::<u64>();
+            assert!(free >= capacity / (greedy + 1) - greedy, "{greedy} accounts leave {free}");
+        }
+    }
+
+    #[test]
+    fn pod_names() {
+        let pod = |name: &str| is_pod_name(name.len(), |i| name.as_bytes()[i]);
+        let uid = "0f5a1c52-2c1e-4cbb-9a54-6d7b3f1c0e11";
+        let escaped = uid.replace('-', "_");
+        for name in [
+            format!("pod{uid}"),
+            format!("kubepods-pod{escaped}.slice"),
+            format!("kubepods-burstable-pod{escaped}.slice"),
+        ] {
+            assert!(pod(&name), "{name}");
+        }
+        for name in
+            ["", "pod", "podman", "kubepods", "kubepods-besteffort.slice", "kubepods.slice", &uid.repeat(2)]
+        {
+            assert!(!pod(name), "{name}");
+        }
     }
 
     #[test]

@@ -48,8 +48,8 @@ pub struct TaskState {
     pub flags: u32,
     /// The slot billed for CPU time, switches and waits.
     pub payer: u32,
-    /// Nothing: the state is laid out in words of 8 bytes.
-    pub padding: u32,
+    /// Not 0 if the slot is that of a cgroup above, for want of one of its own: it may get one.
+    pub borrows: u32,
 }
 const _: () = assert!(size_of::<TaskState>() == 112);
 

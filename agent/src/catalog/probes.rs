@@ -34,6 +34,14 @@ pub static MOVES: Family = Family::counter(
      for the CPU time, waits and switches of a moved task at once, and for its calls from the next one on.",
 );
 
+/// Cgroups without a slot of their own.
+pub static FOLDED: Family = Family::counter(
+    "kernmeter_cgroups_folded",
+    "Cgroups created below the workload that got no place of their own in the kernel's tables, because their account holds \
+     more places than are free, or none is left. What runs in them is counted in full, as part of the workload. An account \
+     is a cgroup that root made, with all that others make below it.",
+);
+
 static MOVES_MADE: Quantity = Quantity { name: "moved", totals: &[Total::Moved] };
 
 /// Workloads and their slots.
@@ -60,8 +68,11 @@ pub static CGROUP: Probe = Probe {
         )
         .optional(),
     ],
-    families: &[&MOVES],
-    columns: &[number!(Slot, SlotRow.moved_in => MOVES [], MOVES_MADE)],
+    families: &[&MOVES, &FOLDED],
+    columns: &[
+        number!(Slot, SlotRow.moved_in => MOVES [], MOVES_MADE),
+        number!(Slot, SlotRow.folded => FOLDED []),
+    ],
 };
 
 /// New processes.

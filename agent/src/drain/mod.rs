@@ -1,15 +1,17 @@
 //! In: the kernel's rows; out: batches of differences, and slots given back. Knows slots, never tenants.
 
+mod accounts;
 mod batch;
 mod rows;
 
 use std::io;
 use std::mem::offset_of;
 
+use accounts::Accounts;
 pub use batch::{Batch, Birth, Delta, Deltas, Subject};
 use kernmeter_abi::{
-    CgroupRef, FIRST_SLOT, LOSSES, META_USED, SLOT_HOST, SLOT_OVERFLOW, SlotInfo, SlotRow, TOTALS, Total,
-    is_workload_name, slot_state,
+    CgroupRef, FIRST_SLOT, Holdings, LOSSES, META_USED, Resource, SLOT_HOST, SLOT_OVERFLOW, SlotInfo,
+    SlotRow, TOTALS, slot_state,
 };
 use rows::Rows;
 
@@ -48,6 +50,19 @@ pub struct SlotCounts {
     pub dead: u32,
 }
 
+/// A cgroup that is there, as a walk of the hierarchy found it.
+#[derive(Clone, Copy, Debug)]
+pub struct Existing<'a> {
+    /// Its id.
+    pub id: u64,
+    /// Its parent's.
+    pub parent_id: u64,
+    /// Its own name.
+    pub name: &'a [u8],
+    /// Root owns it, so that it is an account of its own.
+    pub is_roots: bool,
+}
+
 /// Reads rows, remembers what was read, recycles slots.
 pub struct Drain {
     plan: Plan,
@@ -57,6 +72,7 @@ pub struct Drain {
     errors: Rows,
     sys_meta: Region,
     err_meta: Region,
+    accounts: Accounts,
     cgroups: Table<u64, u64>,
     sys_index: Table<u32, u32>,
     err_index: Table<u64, u32>,
@@ -67,7 +83,7 @@ pub struct Drain {
     losses: PerCpuCounters<LOSSES>,
     lives: Vec<Life>,
     pass: u64,
-    made_at_last_pass: u64,
+    root_slots_at_last_pass: u64,
 }
 
 const fn pack(reference: CgroupRef) -> u64 {
@@ -108,6 +124,11 @@ impl Drain {
         let errors = rows(RowKind::Errno, "ERR_ROWS", plan.errno_rows)?;
         let sys_meta = region("SYS_META", 8, plan.syscall_rows)?;
         let err_meta = region("ERR_META", 8, plan.errno_rows)?;
+        let pool =
+            [u64::from(plan.slots - FIRST_SLOT), u64::from(plan.syscall_rows), u64::from(plan.errno_rows), 0];
+        let [taken, given] =
+            ["TAKEN", "GIVEN"].map(|name| region(name, size_of::<Holdings>(), plan.slots + 1));
+        let accounts = Accounts::new(taken?, given?, plan.slots, pool).map_err(io_error("GIVEN"))?;
         let mut lives = vec![Life::Free; plan.slots as usize];
         for slot in [SLOT_HOST, SLOT_OVERFLOW] {
             lives[slot as usize] = Life::Live;
@@ -121,6 +142,7 @@ impl Drain {
             errors,
             sys_meta,
             err_meta,
+            accounts,
             cgroups: Table::take(kernel, "CGROUPS")?,
             sys_index: Table::take(kernel, "SYS_INDEX")?,
             err_index: Table::take(kernel, "ERR_INDEX")?,
@@ -131,9 +153,13 @@ impl Drain {
             losses: PerCpuCounters::take(kernel, "LOSSES")?,
             lives,
             pass: 0,
-            made_at_last_pass: 0,
+            root_slots_at_last_pass: 0,
         };
         drain.fill_queues()?;
+        // Rows of what has no workload are on an account of their own.
+        let mut overflow = [0u64; size_of::<SlotInfo>() / 8];
+        overflow[offset_of!(SlotInfo, account) / 8] = SLOT_OVERFLOW.into();
+        drain.infos.store(SLOT_OVERFLOW, &overflow).map_err(io_error("SLOTS"))?;
         let root = pack(CgroupRef { slot: SLOT_HOST, flags: 0 });
         drain.cgroups.set(root_cgroup, root)?;
         Ok(drain)
@@ -151,36 +177,45 @@ impl Drain {
         self.syscalls.is_mapped()
     }
 
-    /// Gives a cgroup that exists already a slot, or its parent's if it is part of a workload. Cgroups the kernel side
-    /// knows already are left as they are. Parents must come before children. Returns whether it got a slot of its own.
+    /// Gives a cgroup that exists already a slot, unless it is part of a workload, has one already, or its account holds more
+    /// than are free. Parents must come before children. Returns
+    /// whether it found all it wants: false for one that should have a slot of its own and has none.
     ///
     /// # Errors
-    /// The kernel refused access to a map. Full tables are not errors: such cgroups are billed to the overflow slot.
-    pub fn adopt(&mut self, id: u64, parent_id: u64, name: &[u8]) -> Result<bool, MapAccessError> {
-        let known = self.cgroups.get(id).map(unpack);
-        // What once found no slot may find one now; the kernel side looks such cgroups up at each event.
-        let retry = known.is_some_and(|own| own.slot == SLOT_OVERFLOW && own.flags & CgroupRef::NESTED == 0);
-        if known.is_some() && !retry {
-            return Ok(false);
+    /// The kernel refused access to a map. Full tables are not errors: such cgroups are billed as the kernel side bills those
+    /// that find no slot.
+    pub fn adopt(&mut self, cgroup: &Existing<'_>) -> Result<bool, MapAccessError> {
+        let known = self.cgroups.get(cgroup.id).map(unpack);
+        if known.is_some_and(|own| own.slot != SLOT_OVERFLOW) {
+            return Ok(true);
         }
-        let parent = self.cgroups.get(parent_id).map_or(CgroupRef { slot: SLOT_OVERFLOW, flags: 0 }, unpack);
-        if parent.flags & CgroupRef::INHERIT != 0 {
-            let own = CgroupRef { slot: parent.slot, flags: CgroupRef::INHERIT | CgroupRef::NESTED };
-            self.bind(id, own);
-            return Ok(false);
+        // Below what has no slot none is looked for: that comes first.
+        let Some(parent) = self.cgroups.get(cgroup.parent_id).map(unpack) else { return Ok(true) };
+        if parent.flags & CgroupRef::INHERIT != 0 || parent.slot == SLOT_OVERFLOW {
+            return Ok(true);
         }
-        let name = &name[..name.len().min(kernmeter_abi::NAME_MAX)];
-        let flags = if is_workload_name(name.len(), |i| name[i]) { CgroupRef::INHERIT } else { 0 };
-        let Some(slot) = self.slot_free.pop() else {
-            self.bind(id, CgroupRef { slot: SLOT_OVERFLOW, flags });
+        let name = &cgroup.name[..cgroup.name.len().min(kernmeter_abi::NAME_MAX)];
+        let flags = CgroupRef::flags_of(name.len(), |i| name[i]);
+        let above = self.infos.load_u32(parent.slot, offset_of!(SlotInfo, account));
+        let is_allowed = if cgroup.is_roots {
+            self.accounts.is_left(Resource::Slots)
+        } else {
+            self.accounts.allows(above, Resource::Slots)
+        };
+        let Some(slot) = is_allowed.then(|| self.slot_free.pop()).flatten() else {
+            if cgroup.is_roots && parent.flags & CgroupRef::POD == 0 {
+                self.bind(cgroup.id, CgroupRef { slot: SLOT_OVERFLOW, flags });
+            }
             return Ok(false);
         };
+        let account = if cgroup.is_roots { slot } else { above };
         let mut info = [0u64; size_of::<SlotInfo>() / 8];
-        info[offset_of!(SlotInfo, cgroup_id) / 8] = id;
-        info[offset_of!(SlotInfo, parent_id) / 8] = parent_id;
+        info[offset_of!(SlotInfo, cgroup_id) / 8] = cgroup.id;
+        info[offset_of!(SlotInfo, parent_id) / 8] = cgroup.parent_id;
         info[offset_of!(SlotInfo, state) / 8] = u64::from(slot_state::LIVE) | u64::from(parent.slot) << 32;
         let generation = self.infos.load_u32(slot, offset_of!(SlotInfo, generation));
         info[offset_of!(SlotInfo, generation) / 8] = u64::from(generation) | (name.len() as u64) << 32;
+        info[offset_of!(SlotInfo, account) / 8] = account.into();
         for (word, bytes) in info[offset_of!(SlotInfo, name) / 8..].iter_mut().zip(name.chunks(8)) {
             let mut padded = [0; 8];
             padded[..bytes.len()].copy_from_slice(bytes);
@@ -188,13 +223,15 @@ impl Drain {
         }
         self.infos.store(slot, &info).map_err(io_error("SLOTS"))?;
         let own = pack(CgroupRef { slot, flags });
-        let bound = if retry { self.cgroups.set(id, own) } else { self.cgroups.add(id, own) };
+        let bound =
+            if known.is_some() { self.cgroups.set(cgroup.id, own) } else { self.cgroups.add(cgroup.id, own) };
         if bound.is_err() {
             // Created by the kernel side between the look and the insertion, or no room: the slot was not needed.
             self.clear_info(slot, generation)?;
             self.slot_free.push(slot)?;
-            return Ok(false);
+            return Ok(true);
         }
+        self.accounts.charge(account, Resource::Slots).map_err(io_error("GIVEN"))?;
         Ok(true)
     }
 
@@ -243,15 +280,17 @@ impl Drain {
         (self.syscalls.len(), self.errors.len())
     }
 
-    /// Whether cgroups come so fast that slots would run out before the next pass is due.
+    /// Whether root makes cgroups so fast that slots would run out before the next pass is due. What others make comes off
+    /// their accounts: nobody but root can make the agent work harder.
     ///
     /// # Errors
     /// The kernel refused access to a map.
-    pub fn is_pressed(&self) -> Result<bool, MapAccessError> {
-        let made = self.totals()?[Total::CgroupMkdir as usize] - self.made_at_last_pass;
-        let counts = self.slot_counts();
-        let free = u64::from(counts.free);
-        Ok(made > free / 2 || (counts.dead > 0 && free < u64::from(self.plan.slots) / 4))
+    pub fn is_pressed(&mut self) -> Result<bool, MapAccessError> {
+        self.accounts.refresh().map_err(io_error("TAKEN"))?;
+        let made = self.accounts.root_slots() - self.root_slots_at_last_pass;
+        let free = self.accounts.free(Resource::Slots);
+        let is_scarce = self.slot_counts().dead > 0 && free < u64::from(self.plan.slots) / 4;
+        Ok(made > free / 2 || (made > 0 && is_scarce))
     }
 
     /// Reads every row and writes what changed since the last pass into `batch`.
@@ -271,8 +310,8 @@ impl Drain {
         // calls in the middle of their hook, at most one a CPU.
         batch.totals_before = self.totals()?;
         kernel.flush();
-        self.made_at_last_pass = batch.totals_before[Total::CgroupMkdir as usize];
         self.refresh()?;
+        self.root_slots_at_last_pass = self.accounts.root_slots();
         self.read_slots(batch);
         self.discover_rows();
         for rows in [&mut self.slots, &mut self.syscalls, &mut self.errors] {
@@ -298,6 +337,7 @@ impl Drain {
         {
             region.refresh().map_err(io_error(name))?;
         }
+        self.accounts.refresh().map_err(io_error("TAKEN"))?;
         for (name, rows) in
             [("SLOT_ROWS", &mut self.slots), ("SYS_ROWS", &mut self.syscalls), ("ERR_ROWS", &mut self.errors)]
         {
@@ -369,8 +409,10 @@ impl Drain {
                     self.cgroups.remove(id);
                     self.lives[slot as usize] = Life::Closing(self.pass);
                 }
-                // A task may have been bound between the last look and the removal of the entry.
-                Life::Closing(since) if since < self.pass && self.tasks(slot) == 0 => {
+                // A task may have been bound between the last look and the removal of the cgroup.
+                Life::Closing(since)
+                    if since < self.pass && self.tasks(slot) == 0 && !self.has_dependents(slot) =>
+                {
                     self.free(slot)?;
                     batch.freed.push(slot);
                 }
@@ -380,15 +422,31 @@ impl Drain {
         Ok(())
     }
 
+    fn account(&self, slot: u32) -> u32 {
+        self.infos.load_u32(slot, offset_of!(SlotInfo, account))
+    }
+
+    /// Whether other slots are on this one's account: it must not be another's before they are given back.
+    fn has_dependents(&self, slot: u32) -> bool {
+        self.account(slot) == slot && self.accounts.held(slot, Resource::Slots) > 1
+    }
+
     /// Clears a slot's rows and gives all of them back. Every count in them was read by this pass.
     fn free(&mut self, slot: u32) -> Result<(), MapAccessError> {
-        for (row, subject) in self.syscalls.forget(slot) {
+        let syscalls = self.syscalls.forget(slot);
+        let errors = self.errors.forget(slot);
+        let given = [
+            (Resource::Slots, 1),
+            (Resource::SyscallRows, syscalls.len() as u64),
+            (Resource::ErrnoRows, errors.len() as u64),
+        ];
+        for (row, subject) in syscalls {
             self.sys_index.remove(index_key(slot, subject) as u32);
             self.syscalls.clear(row).map_err(io_error("SYS_ROWS"))?;
             self.sys_meta.clear(row).map_err(io_error("SYS_META"))?;
             self.sys_free.push(row)?;
         }
-        for (row, subject) in self.errors.forget(slot) {
+        for (row, subject) in errors {
             self.err_index.remove(index_key(slot, subject));
             self.errors.clear(row).map_err(io_error("ERR_ROWS"))?;
             self.err_meta.clear(row).map_err(io_error("ERR_META"))?;
@@ -396,10 +454,14 @@ impl Drain {
         }
         self.slots.forget(slot);
         self.slots.clear(slot).map_err(io_error("SLOT_ROWS"))?;
+        let account = self.account(slot);
         let generation = self.infos.load_u32(slot, offset_of!(SlotInfo, generation));
         self.clear_info(slot, generation.wrapping_add(1))?;
         self.lives[slot as usize] = Life::Free;
-        self.slot_free.push(slot)
+        self.slot_free.push(slot)?;
+        given.into_iter().try_for_each(|(resource, count)| {
+            self.accounts.give(account, resource, count).map_err(io_error("GIVEN"))
+        })
     }
 
     /// Empties a slot's info but for its generation.

@@ -6,6 +6,7 @@ mod start;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use kernmeter_abi::Loss;
 pub use probes::{ProbeState, probe_state};
 pub use start::StartError;
 
@@ -25,6 +26,10 @@ use crate::registry::{Registry, Snapshot};
 
 /// How often the cgroup tree is compared with the slots.
 const RECONCILE: Duration = Duration::from_mins(1);
+/// The same while cgroups wait for a slot.
+const RECONCILE_WAITING: Duration = Duration::from_secs(5);
+/// A comparison takes at most one part in so many of the time, however many cgroups there are.
+const RECONCILE_SHARE: u32 = 200;
 /// After detaching, programs that were running finish; totals that no longer move for this long are final.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Looks at unmoving totals at most.
@@ -63,6 +68,10 @@ pub struct Engine {
     identifier: Identifier,
     hierarchy: Hierarchy,
     reconciled_ns: u64,
+    reconcile_took: Duration,
+    /// Every cgroup that should have a slot had one when the tree was last looked at.
+    all_served: bool,
+    slots_refused: u64,
     looked_up_ns: u64,
     missing: HashSet<u32>,
 }
@@ -97,6 +106,9 @@ impl Engine {
             identifier,
             hierarchy,
             reconciled_ns: 0,
+            reconcile_took: Duration::ZERO,
+            all_served: true,
+            slots_refused: 0,
             looked_up_ns: 0,
             missing: HashSet::new(),
         };
@@ -117,10 +129,16 @@ impl Engine {
         self.attribution.resolve(begun, &mut self.registry, &self.identifier);
         self.registry.expire(begun);
         self.identifier.expire(begun);
-        if begun.saturating_sub(self.reconciled_ns) >= RECONCILE.as_nanos() as u64 {
+        let pause = if self.all_served { RECONCILE } else { RECONCILE_WAITING };
+        let pause = pause.max(self.reconcile_took * RECONCILE_SHARE);
+        if begun.saturating_sub(self.reconciled_ns) >= pause.as_nanos() as u64 {
             self.reconciled_ns = begun;
             self.reconcile()?;
+            self.reconcile_took = Duration::from_nanos(monotonic_ns() - begun);
         }
+        // Looked at again by the next comparison.
+        self.all_served &= self.batch.losses[Loss::SlotExhausted as usize] == self.slots_refused;
+        self.slots_refused = self.batch.losses[Loss::SlotExhausted as usize];
         Ok(PassReport {
             balances: self.attribution.balance(&self.batch, &self.registry),
             cpu_by_cgroup: self.audit.error_ratio(begun),
@@ -129,7 +147,7 @@ impl Engine {
     }
 
     /// Whether slots may run out before the next pass is due.
-    pub fn is_pressed(&self) -> bool {
+    pub fn is_pressed(&mut self) -> bool {
         self.drain.is_pressed().unwrap_or(false)
     }
 
@@ -284,7 +302,7 @@ impl Engine {
     /// Gives slots to cgroups that found none, and ends slots whose cgroup's removal went unseen: gone in two looks in a row.
     fn reconcile(&mut self) -> Result<(), MapAccessError> {
         let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return Ok(()) };
-        start::adopt(&walk, &mut self.drain)?;
+        self.all_served = start::adopt(&walk, &mut self.drain)?;
         if walk.truncated {
             return Ok(());
         }

@@ -6,10 +6,10 @@ use crate::attribute::Patience;
 use crate::btf::{Btf, BtfError};
 use crate::catalog::{self, PROBES, Stage};
 use crate::config::{Auto, Config};
-use crate::drain::Drain;
+use crate::drain::{Drain, Existing};
 use crate::host::{BTF_PATH, Lockdown, lockdown, possible_cpus, total_memory};
 use crate::identity::rules::RuleError;
-use crate::identity::tree::{Hierarchy, MOST_CGROUPS, TreeError, Walk};
+use crate::identity::tree::{CgroupEntry, Hierarchy, MOST_CGROUPS, TreeError, Walk};
 use crate::identity::{Rules, Users};
 use crate::kernel::maps::MapAccessError;
 use crate::kernel::offsets::{self, Constants};
@@ -140,7 +140,10 @@ pub(super) fn attach(
         PROBES.iter().filter(|probe| probe.stage == stage).for_each(|probe| kernel.attach(probe));
     };
     attach(kernel, Stage::Cgroups);
-    adopt(&hierarchy.walk(MOST_CGROUPS)?, drain)?;
+    // Twice: a cgroup made while the first walk had not yet come to its parent is found by the second.
+    for _ in 0..2 {
+        adopt(&hierarchy.walk(MOST_CGROUPS)?, drain)?;
+    }
     attach(kernel, Stage::Tasks);
     if let Err(reason) = kernel.adopt_tasks() {
         tracing::info!(%reason, "tasks older than the agent are met when they next return from a system call");
@@ -149,10 +152,14 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Gives cgroups that exist their slots.
-pub(super) fn adopt(walk: &Walk, drain: &mut Drain) -> Result<(), MapAccessError> {
-    for entry in walk.entries.iter().filter(|entry| entry.id != super::ROOT_CGROUP) {
-        drain.adopt(entry.id, entry.parent_id, &entry.name)?;
+/// Gives cgroups that exist their slots. Returns whether there were enough.
+pub(super) fn adopt(walk: &Walk, drain: &mut Drain) -> Result<bool, MapAccessError> {
+    let mut all_served = true;
+    for CgroupEntry { id, parent_id, name, is_roots, .. } in &walk.entries {
+        if *id != super::ROOT_CGROUP {
+            all_served &=
+                drain.adopt(&Existing { id: *id, parent_id: *parent_id, name, is_roots: *is_roots })?;
+        }
     }
     if walk.truncated {
         tracing::warn!(
@@ -160,5 +167,5 @@ pub(super) fn adopt(walk: &Walk, drain: &mut Drain) -> Result<(), MapAccessError
             "more cgroups than are read at once: the rest is billed to the overflow slot"
         );
     }
-    Ok(())
+    Ok(all_served)
 }

@@ -81,6 +81,8 @@ pub struct CgroupEntry {
     pub name: Vec<u8>,
     /// Path below the mount point, raw; `/` for the root.
     pub path: Vec<u8>,
+    /// The directory is root's.
+    pub is_roots: bool,
 }
 
 /// The outcome of a walk.
@@ -169,6 +171,7 @@ impl Hierarchy {
             parent_id: root.ino(),
             name: Vec::new(),
             path: b"/".to_vec(),
+            is_roots: root.uid() == 0,
         });
         let mut queue = VecDeque::from([0]);
         while let Some(at) = queue.pop_front() {
@@ -212,7 +215,13 @@ impl Hierarchy {
                 path.push(b'/');
                 path.extend_from_slice(&name);
                 queue.push_back(walk.entries.len());
-                walk.entries.push(CgroupEntry { id: meta.ino(), parent_id, name, path });
+                walk.entries.push(CgroupEntry {
+                    id: meta.ino(),
+                    parent_id,
+                    name,
+                    path,
+                    is_roots: meta.uid() == 0,
+                });
             }
         }
         Ok(walk)

@@ -1,7 +1,7 @@
 //! In: possible CPUs, a memory budget, wishes; out: how large each map is. Does no I/O.
 
 use kernmeter_abi::task::TaskState;
-use kernmeter_abi::{CgroupRef, FIRST_SLOT, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow};
+use kernmeter_abi::{CgroupRef, FIRST_SLOT, Holdings, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow};
 
 /// What the configuration asks for; `None` lets the plan choose.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,18 +87,20 @@ fn tasks_within(bytes: u64) -> u32 {
 }
 
 impl Plan {
-    /// Entries of the cgroup table: nested cgroups, and those that found no slot, have an entry too.
+    /// Entries of the cgroup table: those with a slot have one, and those that root made and that found none.
     pub fn cgroups(&self) -> u32 {
         self.slots.saturating_mul(4).max(MIN_CGROUPS)
     }
 
     /// Every map whose size depends on the machine, but for the table of tasks, and its entries.
-    pub fn map_entries(&self) -> [(&'static str, u32); 13] {
+    pub fn map_entries(&self) -> [(&'static str, u32); 15] {
         [
             ("CPU_SINCE", self.cpus),
             ("CGROUPS", self.cgroups()),
             ("SLOT_FREE", self.slots),
             ("SLOTS", self.slots),
+            ("TAKEN", self.slots + 1),
+            ("GIVEN", self.slots + 1),
             ("SLOT_ROWS", self.slots * self.shards),
             ("SYS_INDEX", self.syscall_rows),
             ("SYS_FREE", self.syscall_rows),
@@ -117,7 +119,7 @@ impl Plan {
             (u64::from(self.slots), u64::from(self.syscall_rows), u64::from(self.errno_rows));
         let shards = u64::from(self.shards);
         let hash = |entries: u64, kv: usize| entries * (kv as u64 + HASH_OVERHEAD);
-        slots * (size_of::<SlotInfo>() as u64 + 4)
+        slots * (size_of::<SlotInfo>() as u64 + 4 + 2 * size_of::<Holdings>() as u64)
             + shards
                 * (slots * size_of::<SlotRow>() as u64 + rows * size_of::<SyscallRow>() as u64 + errnos * 8)
             + (rows + errnos) * (8 + 4)

@@ -3,6 +3,8 @@
 //!
 //! The control descriptor is a socket read with `recvfrom`, so that waiting for it is not seen as `read`.
 
+#[path = "workload/attacks.rs"]
+mod attacks;
 #[path = "workload/calls.rs"]
 mod calls;
 #[path = "workload/compat.rs"]
@@ -80,6 +82,7 @@ fn main() -> Result<()> {
         "steps" => return calls::steps(&args),
         "long-call" => calls::long_call(&args)?,
         "flood" => calls::flood(&args)?,
+        "attack" => attacks::attack(&args)?,
         "x32" => compat::x32(&args)?,
         "int80" => compat::int80(&args)?,
         "ia32" => compat::ia32_program(&args)?,

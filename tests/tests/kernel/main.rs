@@ -8,6 +8,7 @@ mod audit;
 mod beginnings;
 mod cli;
 mod counting;
+mod fairness;
 mod flood;
 mod hostile;
 mod http;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         flood::trials(),
         limits::trials(),
+        fairness::trials(),
         hostile::trials(),
         http::trials(),
         access::trials(),

@@ -14,10 +14,13 @@ const TRAP: u32 = 0x0003_0000;
 const LOAD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
+const RETURN_RESULT: u16 = 0x16;
+const OR: u16 = 0x44;
 const ARCH_I386: u32 = 0x4000_0003;
 /// Where `struct seccomp_data` has them.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
+const ARGUMENTS: u32 = 16;
 /// `getppid` of 32-bit programs.
 const IA32_GETPPID: u32 = 64;
 
@@ -44,10 +47,30 @@ fn install() -> Result<()> {
         step(RETURN, ALLOW, 0, 0),
         step(RETURN, ERRNO | libc::ENOENT as u32, 0, 0),
     ];
+    // SAFETY: the handler does nothing.
+    unsafe { libc::signal(libc::SIGSYS, ignore as *const () as libc::sighandler_t) };
+    set(&mut program)
+}
+
+/// Sixth argument of a call whose first the filter of [`install_crafted`] makes its error.
+pub const CRAFTED: libc::c_long = 0x6b6d;
+
+/// A call with [`CRAFTED`] fails with the error that is its first argument, everything else goes on.
+pub fn install_crafted() -> Result<()> {
+    set(&mut [
+        step(LOAD, ARGUMENTS + 5 * 8, 0, 0),
+        step(JUMP_IF_EQUAL, CRAFTED as u32, 0, 3),
+        step(LOAD, ARGUMENTS, 0, 0),
+        step(OR, ERRNO, 0, 0),
+        step(RETURN_RESULT, 0, 0, 0),
+        step(RETURN, ALLOW, 0, 0),
+    ])
+}
+
+fn set(program: &mut [libc::sock_filter]) -> Result<()> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the handler does nothing; the filter outlives the call, which copies it.
+    // SAFETY: the filter outlives the call, which copies it.
     unsafe {
-        libc::signal(libc::SIGSYS, ignore as *const () as libc::sighandler_t);
         ensure!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "{}", io::Error::last_os_error());
         let r = libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, 0, &raw const filter);
         ensure!(r == 0, "seccomp: {}", io::Error::last_os_error());

@@ -47,7 +47,7 @@ pub fn storm(_: &Args) -> Result<()> {
 }
 
 /// Forks a child that does something and never returns from it.
-fn child(what: impl FnOnce()) -> Result<libc::pid_t> {
+pub fn child(what: impl FnOnce()) -> Result<libc::pid_t> {
     // SAFETY: this process has one thread, so the child may do anything.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -104,7 +104,7 @@ fn exec_exit() {
     }
 }
 
-fn reap(pid: libc::pid_t) -> Result<()> {
+pub fn reap(pid: libc::pid_t) -> Result<()> {
     let mut status = 0;
     // SAFETY: the pointer is to a live local.
     let r = unsafe { libc::waitpid(pid, &raw mut status, 0) };

@@ -1,0 +1,62 @@
+//! In: an account and a resource; out: whether the account may take another one, and what it has taken. Knows no rows.
+use kernmeter_abi::{Holdings, Resource, may_take};
+
+use crate::maps::{GIVEN, SLOTS, TAKEN};
+use crate::{kernel, row};
+
+/// Element of the last kind: what accounts have together.
+#[inline(always)]
+fn pool() -> u32 {
+    kernel::slots()
+}
+
+#[inline(always)]
+fn taken<'a>(account: u32) -> Option<&'a mut Holdings> {
+    // SAFETY: a live map value; its numbers are changed by atomic additions alone.
+    TAKEN.get_ptr_mut(account).map(|taken| unsafe { &mut *taken })
+}
+
+/// What an account holds, or of the pool what is free with the sign turned.
+#[inline(always)]
+fn held(account: u32, resource: Resource) -> u64 {
+    let (Some(taken), Some(given)) = (taken(account), GIVEN.get(account)) else { return 0 };
+    taken.values[resource as usize].wrapping_sub(given.values[resource as usize])
+}
+
+/// The account of a slot.
+#[inline(always)]
+pub fn account_of(slot: u32) -> u32 {
+    SLOTS.get(slot).map_or(slot, |info| info.account)
+}
+
+/// Whether the account may take another one. Others may do so at the same moment: a few more are taken then than are said here.
+#[inline(always)]
+pub fn allows(account: u32, resource: Resource) -> bool {
+    may_take(held(account, resource), held(pool(), resource).wrapping_neg())
+}
+
+/// Whether there is one left for an account that holds none.
+#[inline(always)]
+pub fn is_left(resource: Resource) -> bool {
+    may_take(0, held(pool(), resource).wrapping_neg())
+}
+
+#[inline(always)]
+fn add(account: u32, resource: Resource) {
+    if let Some(taken) = taken(account) {
+        row::add_atomic(&mut taken.values[resource as usize], 1);
+    }
+}
+
+/// Puts one on the account, and takes it from the pool.
+#[inline(always)]
+pub fn charge(account: u32, resource: Resource) {
+    add(account, resource);
+    add(pool(), resource);
+}
+
+/// Counts a slot that is an account of its own.
+#[inline(always)]
+pub fn count_root_slot() {
+    add(pool(), Resource::RootSlots);
+}
