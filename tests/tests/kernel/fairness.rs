@@ -18,6 +18,7 @@ trials![
     cgroups_that_are_gone_but_for_a_task,
     calls_that_do_not_exist,
     errors_that_were_made_up,
+    nobody_but_root_sets_the_pace,
     folded_cgroups_get_slots_later,
 ];
 
@@ -168,6 +169,34 @@ fn cgroups_that_are_gone_but_for_a_task() -> Outcome {
     attack("pinned", 4100, &["user@65534.service"], is_seen_to_fold)
 }
 
+/// The agent reads when it is due, however fast a user makes and removes cgroups.
+fn nobody_but_root_sets_the_pace() -> Outcome {
+    const INTERVAL: Duration = Duration::from_secs(3);
+    const INTERVALS: u32 = 3;
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&settings(&hierarchy).every_ms(INTERVAL.as_millis() as u32))?;
+    let base = hierarchy.tenant("attacker")?;
+    delegate(&base)?;
+    let start = base.child("start")?;
+    delegate(&start)?;
+    let root = base.dir().to_string_lossy().into_owned();
+    let mut attacker = Workload::spawn(&start, &["attack", "--kind", "churn", "--root", &root])?;
+    attacker.go()?;
+    attacker.results()?;
+    let drains = |s: &Scrape| s.count("kernmeter_drain_duration_seconds_count", &[]);
+    let begin = Instant::now();
+    let before = drains(&agent.fresh()?);
+    std::thread::sleep(INTERVAL * INTERVALS);
+    let made = drains(&agent.fresh()?) - before;
+    // Each of the two waits for the pass after it was asked for: one more at most.
+    let due = u64::from(begin.elapsed().as_millis().div_ceil(INTERVAL.as_millis()) as u32) + 1;
+    println!("{made} passes in {:?}", begin.elapsed());
+    ensure!(made <= due, "{made} passes in {:?}, {due} are due", begin.elapsed());
+    attacker.kill()?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
 fn nameless(family: &str, label: &str) -> impl FnOnce(&Scrape) -> Outcome {
     move |scrape| {
         let seen = scrape.count(family, &[("tenant_id", "attacker"), (label, "_overflow")]);
@@ -184,19 +213,22 @@ fn errors_that_were_made_up() -> Outcome {
     attack("errors", 6, &["user@65534.service"], nameless(ERRORS, "errno"))
 }
 
+/// A workload: what is below it is part of it.
+const LATE: &str = "late.service";
+
 /// Fault 38: what found no slot, and what is in it, gets one when there is room, and its tasks follow.
 fn folded_cgroups_get_slots_later() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&settings(&hierarchy).section("kernel: {slots: 64}"))?;
     // Root's own: each is an account, and takes what there is.
     let others: Vec<_> = (0..70).map(|n| hierarchy.tenant(format!("other{n}"))).collect::<Result<_>>()?;
-    let late = hierarchy.tenant("late")?;
+    let late = hierarchy.tenant(LATE)?;
     let nested = late.child("nested")?;
     let mut steps = Workload::spawn(&nested, &["steps", "--getppid", "100"])?;
     steps.go()?;
     steps.results()?;
-    let scrape = agent.settle(100, |s| calls(s, "late", "getppid") + calls(s, "_overflow", "getppid"))?;
-    ensure!(calls(&scrape, "late", "getppid") == 0, "64 slots hold 72 cgroups");
+    let scrape = agent.settle(100, |s| calls(s, LATE, "getppid") + calls(s, "_overflow", "getppid"))?;
+    ensure!(calls(&scrape, LATE, "getppid") == 0, "64 slots hold 72 cgroups");
     drop(others);
     let until = Instant::now() + Duration::from_mins(2);
     let mut made = 100;
@@ -205,12 +237,12 @@ fn folded_cgroups_get_slots_later() -> Outcome {
         steps.go()?;
         steps.results()?;
         made += 100;
-        let both = |s: &Scrape| calls(s, "late", "getppid") + calls(s, "_overflow", "getppid");
+        let both = |s: &Scrape| calls(s, LATE, "getppid") + calls(s, "_overflow", "getppid");
         let scrape = agent.settle(made, both)?;
-        if calls(&scrape, "late", "getppid") > 0 {
+        if calls(&scrape, LATE, "getppid") > 0 {
             break;
         }
-        ensure!(Instant::now() < until, "slots are free, and `late` still has none");
+        ensure!(Instant::now() < until, "slots are free, and {LATE} still has none");
     }
     steps.finish()?;
     agent.stop_conserved()?;

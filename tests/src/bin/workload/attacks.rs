@@ -40,6 +40,8 @@ fn become_nobody() -> Result<()> {
         libc::setgroups(0, std::ptr::null()) == 0
             && libc::setresgid(USER, USER, USER) == 0
             && libc::setresuid(USER, USER, USER) == 0
+            // So that its children's state can be read.
+            && libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) == 0
     };
     ensure!(done, "become an ordinary user: {}", io::Error::last_os_error());
     Ok(())
