@@ -88,30 +88,3 @@ fn become_agent(binary: &std::path::Path, arguments: &[OsString]) -> Result<Infa
     let error = workspace::command(binary).arg("run").args(show).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start \"{}\"", binary.display()))
 }
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use crate::workspace;
-
-    /// Packages with a line in a section of the workspace's manifest.
-    fn packages(manifest: &str, section: &str) -> Vec<String> {
-        let lines = manifest.lines().skip_while(|line| *line != section).skip(1);
-        lines
-            .take_while(|line| !line.starts_with('['))
-            .filter_map(|line| Some(line.split_once(" = {")?.0.to_owned()))
-            .collect()
-    }
-
-    #[test]
-    fn what_is_shipped_is_built_to_be_fast() {
-        let manifest = fs::read_to_string(workspace::root().join("Cargo.toml")).unwrap();
-        let fast_to_build = packages(&manifest, "[profile.release.package]");
-        // `dist` inherits each of these lines, unless it has one of its own.
-        let shipped = packages(&manifest, "[profile.dist.package]");
-        let missing: Vec<_> = fast_to_build.iter().filter(|name| !shipped.contains(name)).collect();
-        assert!(missing.is_empty(), "no line in [profile.dist.package] for {missing:?}");
-        assert!(fast_to_build.len() > 10 && !fast_to_build.contains(&"kernmeter".to_owned()));
-    }
-}

@@ -84,6 +84,7 @@ pub fn names_types() -> Result<()> {
         ("probe scheduler", "warn", "kernel types"),
         ("probe process", "warn", "kernel types"),
         ("probe cgroup", "warn", "kernel types"),
+        ("probe faults", "warn", "kernel types"),
     ])
 }
 
