@@ -25,6 +25,8 @@ use crate::registry::{Registry, Snapshot};
 
 /// How often the cgroup tree is compared with the slots.
 const RECONCILE: Duration = Duration::from_mins(1);
+/// Series that ended since free memory was last given back to the kernel, from which on it is worth it: about 1 MiB.
+const WORTH_RELEASING: usize = 1000;
 /// After detaching, programs that were running finish; totals that no longer move for this long are final.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Looks at unmoving totals at most.
@@ -65,6 +67,8 @@ pub struct Engine {
     reconciled_ns: u64,
     looked_up_ns: u64,
     missing: HashSet<u32>,
+    /// Series that ended since free memory was last given back.
+    ended: usize,
 }
 
 impl Engine {
@@ -99,6 +103,7 @@ impl Engine {
             reconciled_ns: 0,
             looked_up_ns: 0,
             missing: HashSet::new(),
+            ended: 0,
         };
         engine.pass()?;
         Ok(engine)
@@ -115,10 +120,15 @@ impl Engine {
         self.audit();
         self.look_up_names(begun);
         self.attribution.resolve(begun, &mut self.registry, &self.identifier);
-        self.registry.expire(begun);
+        self.ended += self.registry.expire(begun);
         self.identifier.expire(begun);
         if begun.saturating_sub(self.reconciled_ns) >= RECONCILE.as_nanos() as u64 {
             self.reconciled_ns = begun;
+            // What ended long ago is in no snapshot any more.
+            if self.ended >= WORTH_RELEASING {
+                self.ended = 0;
+                release_free_memory();
+            }
             self.reconcile()?;
         }
         Ok(PassReport {
