@@ -19,6 +19,7 @@ mod limits;
 mod moves;
 mod processes;
 mod prometheus;
+mod retirement;
 mod shards;
 mod time;
 mod unentered;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         flood::trials(),
         limits::trials(),
+        retirement::trials(),
         hostile::trials(),
         http::trials(),
         access::trials(),
