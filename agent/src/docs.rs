@@ -52,10 +52,15 @@ pub fn metrics_markdown() -> String {
     out.push_str(
         "Reserved tenants: `_host` (kernel threads, the root cgroup, the host's own services), `_unknown` (the \
          workload was not identified in time, or no rule gave an acceptable name), `_overflow` (no slot was free, or a \
-         limit was reached). A label value `_overflow` marks what a limit added up.\n\n\
-         At a level finer than `namespace`, the series of a workload that is gone stay for `limits.retention`; then \
-         its totals move to a family named `kernmeter_retired_*`, by tenant and namespace. So the sum of a family and \
-         its retired family never falls, and no rate shows a jump.\n\n",
+         limit was reached), `_retired` (the totals of tenants that are gone). A label value `_overflow` marks what a \
+         limit added up.\n\n\
+         The series of a workload that is gone stay for `limits.retention`, and so do those of a namespace or tenant \
+         whose last workload is gone. Then they end. Each counter and histogram has a retired family, \
+         `kernmeter_retired_*`, without labels of its own, to which their totals move: by tenant and namespace, those \
+         of a namespace that is gone by tenant with an empty `k8s_namespace`, and those of a tenant that is gone in the \
+         tenant `_retired`. So the sum over a family and its retired family never falls, for example \
+         `sum({__name__=~\"kernmeter_(retired_)?syscalls_total\"})`, and the rate of a family shows no jump. The rate of a \
+         retired family alone means nothing. Who comes back starts at 0.\n\n",
     );
     let bounds: Vec<_> = LE.iter().map(|exponent| format!("2^{exponent}")).collect();
     let _ = writeln!(out, "Histograms have the upper bounds {} seconds and +Inf.", bounds.join(", "));

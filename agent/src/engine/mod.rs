@@ -30,6 +30,8 @@ const RECONCILE: Duration = Duration::from_mins(1);
 const RECONCILE_WAITING: Duration = Duration::from_secs(5);
 /// A comparison takes at most one part in so many of the time, however many cgroups there are.
 const RECONCILE_SHARE: u32 = 200;
+/// Series that ended since free memory was last given back to the kernel, from which on it is worth it: about 1 MiB.
+const WORTH_RELEASING: usize = 1000;
 /// After detaching, programs that were running finish; totals that no longer move for this long are final.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Looks at unmoving totals at most.
@@ -74,6 +76,8 @@ pub struct Engine {
     slots_refused: u64,
     looked_up_ns: u64,
     missing: HashSet<u32>,
+    /// Series that ended since free memory was last given back.
+    ended: usize,
 }
 
 impl Engine {
@@ -111,6 +115,7 @@ impl Engine {
             slots_refused: 0,
             looked_up_ns: 0,
             missing: HashSet::new(),
+            ended: 0,
         };
         engine.pass()?;
         Ok(engine)
@@ -127,12 +132,17 @@ impl Engine {
         self.audit();
         self.look_up_names(begun);
         self.attribution.resolve(begun, &mut self.registry, &self.identifier);
-        self.registry.expire(begun);
+        self.ended += self.registry.expire(begun);
         self.identifier.expire(begun);
         let pause = if self.all_served { RECONCILE } else { RECONCILE_WAITING };
         let pause = pause.max(self.reconcile_took * RECONCILE_SHARE);
         if begun.saturating_sub(self.reconciled_ns) >= pause.as_nanos() as u64 {
             self.reconciled_ns = begun;
+            // What ended long ago is in no snapshot any more.
+            if self.ended >= WORTH_RELEASING {
+                self.ended = 0;
+                release_free_memory();
+            }
             self.reconcile()?;
             self.reconcile_took = Duration::from_nanos(monotonic_ns() - begun);
         }

@@ -69,8 +69,11 @@ fn layout(families: Vec<FamilyLayout>) -> Arc<Layout> {
 
 fn family(family: &'static Family, series: Vec<(Box<[u8]>, u32)>) -> FamilyLayout {
     let tenant = |labels: &[u8]| u32::from(labels != &*labels_of_acme());
-    let series =
-        series.into_iter().map(|(labels, first)| SeriesLayout { tenant: tenant(&labels), labels, first });
+    let series = series.into_iter().map(|(labels, first)| SeriesLayout {
+        tenant: tenant(&labels),
+        labels: labels.into(),
+        first,
+    });
     let series = series.collect();
     FamilyLayout { family, series }
 }

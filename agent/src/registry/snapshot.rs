@@ -9,7 +9,7 @@ use crate::catalog::family::Family;
 pub struct Layout {
     /// Families in exposition order; those without series are left out.
     pub families: Vec<FamilyLayout>,
-    /// Tenants as they are named, unescaped, in ascending order.
+    /// Tenants that have series, as they are named, unescaped, in ascending order.
     pub tenants: Vec<Arc<str>>,
 }
 
@@ -25,7 +25,7 @@ impl Layout {
 pub struct FamilyLayout {
     /// The descriptor.
     pub family: &'static Family,
-    /// Its series, in first-seen order.
+    /// Its series, in the order in which they came until one ends: the last one takes its place.
     pub series: Vec<SeriesLayout>,
 }
 
@@ -33,7 +33,7 @@ pub struct FamilyLayout {
 #[derive(Debug)]
 pub struct SeriesLayout {
     /// Escaped `name="value",...` without braces; never empty for workload families.
-    pub labels: Box<[u8]>,
+    pub labels: Arc<[u8]>,
     /// Index into [`Snapshot::values`]: one value, or [`HISTOGRAM_VALUES`](crate::catalog::family::HISTOGRAM_VALUES) of them for
     /// a histogram.
     pub first: u32,

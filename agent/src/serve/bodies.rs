@@ -15,6 +15,8 @@ const WHOLE_LIFETIME_NS: u64 = 1_000_000_000;
 /// Tenants' bodies kept, in number and in bytes; the oldest go first.
 const TENANT_BODIES: usize = 512;
 const TENANT_BYTES: usize = 32 << 20;
+/// A buffer up to this size is kept in any case.
+const LARGE: usize = 64 << 10;
 
 /// What a body shows: everything, or one tenant's series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +32,8 @@ pub(super) struct Bodies(Mutex<Cache>);
 #[derive(Debug, Default)]
 struct Cache {
     scratch: BytesMut,
+    /// The longest that was rendered since the last new snapshot, bytes.
+    longest: usize,
     rendered: HashMap<(View, Format, bool), Rendered>,
     /// Bytes of the tenants' bodies.
     tenant_bytes: usize,
@@ -62,6 +66,11 @@ impl Bodies {
             cache.rendered.clear();
             cache.tenant_bytes = 0;
             cache.sequence = snapshot.sequence;
+            // Bodies get shorter when workloads end.
+            let longest = std::mem::take(&mut cache.longest);
+            if cache.scratch.capacity() > LARGE && longest < cache.scratch.capacity() / 4 {
+                cache.scratch = BytesMut::new();
+            }
         }
         let key = (view.clone(), format, compressed);
         if let Some(rendered) = cache.rendered.get(&key) {
@@ -83,6 +92,7 @@ impl Bodies {
                 finish(format, scratch);
             }
         }
+        cache.longest = cache.longest.max(scratch.len());
         // Compressing into memory does not fail; if it did, an empty body would be an honest broken scrape.
         let bytes = if compressed {
             gzip(scratch).map(Bytes::from).unwrap_or_default()
@@ -116,6 +126,36 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::{Family, FamilyLayout, Layout, SeriesLayout};
+
+    static FAMILY: Family = Family::counter("kernmeter_calls", "Calls.");
+
+    /// Fault 39.
+    #[test]
+    fn the_buffer_shrinks_with_the_bodies() {
+        let bodies = Bodies::default();
+        let own = SelfMetrics::new("", "");
+        let get = |sequence, series| {
+            let labels =
+                |n| format!("tenant_id=\"{n}\",k8s_namespace=\"{}\"", "x".repeat(100)).into_bytes().into();
+            let series =
+                (0..series).map(|n| SeriesLayout { labels: labels(n), first: 0, tenant: 0 }).collect();
+            let families = vec![FamilyLayout { family: &FAMILY, series }];
+            let layout = Arc::new(Layout { families, tenants: vec!["a".into()] });
+            let snapshot = Snapshot { layout, values: vec![1], taken_ns: 1, sequence };
+            let size = bodies.get(&snapshot, &own, &View::Everything, Format::Text004, false, 0).len();
+            bodies.get(&snapshot, &own, &View::Tenant("nobody".into()), Format::Text004, true, 0);
+            (size, bodies.0.lock().unwrap().scratch.capacity())
+        };
+        let (size, capacity) = get(1, 10_000);
+        assert!(capacity >= size && size > 1_000_000, "{size}, {capacity}");
+        assert_eq!(get(2, 10_000).1, capacity, "made anew with each snapshot");
+        for sequence in 3..5 {
+            get(sequence, 10);
+        }
+        let (size, capacity) = get(5, 10);
+        assert!(size < LARGE && capacity <= LARGE, "{size}, {capacity}");
+    }
 
     #[test]
     fn what_is_kept_is_bounded() {

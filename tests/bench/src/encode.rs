@@ -58,7 +58,7 @@ fn snapshot(kind: Kind, series: u32, values: usize) -> Result<Snapshot> {
             n % 40
         )
         .into_bytes()
-        .into_boxed_slice()
+        .into()
     };
     let layouts =
         (0..series).map(|n| SeriesLayout { labels: labels(n), first: n * values as u32, tenant: n % 40 });

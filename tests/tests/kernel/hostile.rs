@@ -52,7 +52,7 @@ fn names_never_break_a_scrape() -> Outcome {
         made += 1;
     }
     ensure!(made >= 20, "the kernel took {made} of the names only");
-    let reserved = ["_host", "_unknown", "_overflow"];
+    let reserved = ["_host", "_unknown", "_overflow", "_retired"];
     let scrape = agent.settle(made * 200, |s| {
         s.find(SYSCALLS, &[("syscall", "getppid")])
             .filter(|s| s.label("tenant_id").is_some_and(|t| !reserved.contains(&t)))
@@ -75,7 +75,7 @@ fn names_never_break_a_scrape() -> Outcome {
     Ok(())
 }
 
-const NAMES: [&str; 4] = ["_host", "_unknown", "_overflow", "__proto__"];
+const NAMES: [&str; 5] = ["_host", "_unknown", "_overflow", "_retired", "__proto__"];
 
 fn no_name_becomes_a_reserved_tenant() -> Outcome {
     if !cfg!(target_arch = "x86_64") {
@@ -90,7 +90,7 @@ fn no_name_becomes_a_reserved_tenant() -> Outcome {
     }
     let ia32 = [("abi", "ia32"), ("syscall", "getppid")];
     let scrape = agent.settle(1000 * NAMES.len() as u64, |s| s.count(SYSCALLS, &ia32))?;
-    for name in ["_overflow", "_unknown"] {
+    for name in ["_overflow", "_retired", "_unknown"] {
         let seen = scrape.count(SYSCALLS, &[("tenant_id", name), ia32[0], ia32[1]]);
         ensure!(seen == 0, "a cgroup's name made {seen} calls those of {name}");
     }

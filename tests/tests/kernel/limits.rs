@@ -130,6 +130,8 @@ fn exact_when_workloads_are_gone() -> Outcome {
     let mut settings =
         Settings::new(&hierarchy).section("detail: {default: container}\nlimits: {retention: 0s}");
     settings.rules = rule(&format!("{}/swarm-*", hierarchy.own().path()), "gone");
+    // The tenant itself stays as long as one of its cgroups does.
+    let _stays = hierarchy.tenant("swarm-stays.service")?;
     let agent = Agent::start(&settings)?;
     let own = [("tenant_id", "gone")];
     let all = |s: &Scrape| s.count(SYSCALLS, &own) + s.count("kernmeter_retired_syscalls_total", &own);

@@ -20,6 +20,7 @@ mod limits;
 mod moves;
 mod processes;
 mod prometheus;
+mod retirement;
 mod shards;
 mod time;
 mod unentered;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         flood::trials(),
         limits::trials(),
         fairness::trials(),
+        retirement::trials(),
         hostile::trials(),
         http::trials(),
         access::trials(),

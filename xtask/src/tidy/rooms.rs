@@ -36,7 +36,7 @@ const ROOMS: &[Room] = &[
     room("kernel", &["btf", "catalog", "config", "host"]),
     room("drain", &["catalog", "config", "kernel"]),
     // Its families and handles: attribution writes into it, so it knows no attribution.
-    room("registry", &["catalog", "escape"]),
+    room("registry", &["allocations", "catalog", "escape"]),
     room("attribute", &["catalog", "drain", "identity", "registry"]),
     // Reads `cpu.stat` of cgroups; knows no tenants.
     room("audit", &["catalog", "drain", "identity"]),
