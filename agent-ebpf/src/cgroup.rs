@@ -8,6 +8,7 @@ use kernmeter_abi::{CgroupRef, Loss, NAME_MAX, Resource, SLOT_OVERFLOW, SlotInfo
 
 use crate::kernel::{self, Cgroup, Task};
 use crate::maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS};
+use crate::quota::Refusal;
 use crate::{quota, row, slot, task};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
@@ -60,14 +61,15 @@ fn is_made_by_root() -> bool {
 /// Takes a free slot for a cgroup and enters it in the table, if its account may have one more.
 #[inline(always)]
 fn take_slot(ctx: &BtfTracePointContext, cgroup: Cgroup, parent_slot: u32, flags: u32) -> Option<u32> {
-    let is_allowed = if is_made_by_root() {
-        quota::is_left(Resource::Slots)
+    let refusal = if is_made_by_root() {
+        quota::ask_for_new(Resource::Slots)
     } else {
-        quota::allows(quota::account_of(parent_slot), Resource::Slots)
+        quota::ask(quota::account_of(parent_slot), Resource::Slots)
     };
-    let free = if is_allowed { SLOT_FREE.pop() } else { Ok(None) };
+    let free = if refusal.is_ok() { SLOT_FREE.pop() } else { Ok(None) };
     let Ok(Some(slot)) = free else {
-        let lost = row::lose(Loss::SlotExhausted);
+        let is_quota = matches!(refusal, Err(Refusal::Quota));
+        let lost = row::lose(if is_quota { Loss::SlotQuota } else { Loss::SlotExhausted });
         // A message at the first, second, fourth, eighth: a storm of cgroups must not become one of messages.
         if lost & lost.wrapping_sub(1) == 0 {
             warn!(

@@ -29,16 +29,31 @@ pub fn account_of(slot: u32) -> u32 {
     SLOTS.get(slot).map_or(slot, |info| info.account)
 }
 
-/// Whether the account may take another one. Others may do so at the same moment: a few more are taken then than are said here.
-#[inline(always)]
-pub fn allows(account: u32, resource: Resource) -> bool {
-    may_take(held(account, resource), held(pool(), resource).wrapping_neg())
+/// Why an account may not take another one.
+pub enum Refusal {
+    /// There is none.
+    NoneLeft,
+    /// It holds more than are free.
+    Quota,
 }
 
-/// Whether there is one left for an account that holds none.
+/// Whether the account may take another one. Others may do so at the same moment: a few more are taken then than are said here.
 #[inline(always)]
-pub fn is_left(resource: Resource) -> bool {
-    may_take(0, held(pool(), resource).wrapping_neg())
+pub fn ask(account: u32, resource: Resource) -> Result<(), Refusal> {
+    let free = held(pool(), resource).wrapping_neg();
+    if !may_take(0, free) {
+        Err(Refusal::NoneLeft)
+    } else if !may_take(held(account, resource), free) {
+        Err(Refusal::Quota)
+    } else {
+        Ok(())
+    }
+}
+
+/// The same for an account that holds none yet.
+#[inline(always)]
+pub fn ask_for_new(resource: Resource) -> Result<(), Refusal> {
+    if may_take(0, held(pool(), resource).wrapping_neg()) { Ok(()) } else { Err(Refusal::NoneLeft) }
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@ use crate::maps::{
     ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
     TOTALS,
 };
+use crate::quota::Refusal;
 use crate::{kernel, quota};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
@@ -131,8 +132,11 @@ pub fn find_syscall(key: u32) -> u32 {
 fn allocate_syscall(key: u32) -> u32 {
     // Asked first: the queue has one lock for all CPUs.
     let account = quota::account_of(key >> 16);
-    if !quota::allows(account, Resource::SyscallRows) {
-        lose(Loss::RowExhausted);
+    if let Err(refusal) = quota::ask(account, Resource::SyscallRows) {
+        lose(match refusal {
+            Refusal::NoneLeft => Loss::RowExhausted,
+            Refusal::Quota => Loss::RowQuota,
+        });
         return ROW_OVERFLOW;
     }
     let Ok(Some(row)) = SYS_FREE.pop() else {
@@ -186,8 +190,11 @@ pub fn count_errno(slot: u32, syscall: u32, errno: u32) -> bool {
 #[inline(always)]
 fn allocate_errno(slot: u32, key: u64) -> Option<u32> {
     let account = quota::account_of(slot);
-    if !quota::allows(account, Resource::ErrnoRows) {
-        lose(Loss::ErrorRowExhausted);
+    if let Err(refusal) = quota::ask(account, Resource::ErrnoRows) {
+        lose(match refusal {
+            Refusal::NoneLeft => Loss::ErrorRowExhausted,
+            Refusal::Quota => Loss::ErrorRowQuota,
+        });
         return None;
     }
     let Ok(Some(row)) = ERR_FREE.pop() else {

@@ -332,16 +332,16 @@ macro_rules! numbered {
 numbered! {
     /// Reasons why something was lost, degraded or skipped in the kernel; index into `LOSSES`.
     Loss {
-        /// A cgroup was created while no slot was free, or while its account held more than were free: billed to the nearest
-        /// cgroup above it that has one, or else to the overflow slot.
+        /// A cgroup was created while no slot was free: billed to the overflow slot or, if a user made it or it is in a pod,
+        /// as part of the cgroup above it.
         SlotExhausted = "slot_exhausted",
         /// The cgroup table refused an entry: billed as if no slot had been free.
         CgroupMapFull = "cgroup_map_full",
         /// An event's cgroup is not in the cgroup table, nor any of 128 above it: billed to the overflow slot.
         UnknownCgroup = "unknown_cgroup",
-        /// No syscall row was free, or the account held more than were free: counted without its syscall.
+        /// No syscall row was free: counted without its syscall.
         RowExhausted = "syscall_row_exhausted",
-        /// No errno row was free, or the account held more than were free: counted without its errno.
+        /// No errno row was free: counted without its errno.
         ErrorRowExhausted = "errno_row_exhausted",
         /// Task state could not be allocated: the call has no latency and no syscall.
         TaskStateFailed = "task_state_failed",
@@ -351,6 +351,12 @@ numbered! {
         WakeupMissed = "wakeup_missed",
         /// A switch involved a task without state: its wait and block times were not counted.
         NoTaskState = "no_task_state",
+        /// A cgroup was created whose account held more slots than were free: billed as part of the cgroup above it.
+        SlotQuota = "slot_quota",
+        /// A call's account held more syscall rows than were free: counted without its syscall.
+        RowQuota = "syscall_row_quota",
+        /// A failed call's account held more errno rows than were free: counted without its errno.
+        ErrorRowQuota = "errno_row_quota",
     }
 }
 

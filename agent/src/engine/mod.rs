@@ -73,7 +73,7 @@ pub struct Engine {
     reconcile_took: Duration,
     /// Every cgroup that should have a slot had one when the tree was last looked at.
     all_served: bool,
-    slots_refused: u64,
+    slots_refused: [u64; 2],
     looked_up_ns: u64,
     missing: HashSet<u32>,
     /// Series that ended since free memory was last given back.
@@ -112,7 +112,7 @@ impl Engine {
             reconciled_ns: 0,
             reconcile_took: Duration::ZERO,
             all_served: true,
-            slots_refused: 0,
+            slots_refused: [0; 2],
             looked_up_ns: 0,
             missing: HashSet::new(),
             ended: 0,
@@ -147,8 +147,9 @@ impl Engine {
             self.reconcile_took = Duration::from_nanos(monotonic_ns() - begun);
         }
         // Looked at again by the next comparison.
-        self.all_served &= self.batch.losses[Loss::SlotExhausted as usize] == self.slots_refused;
-        self.slots_refused = self.batch.losses[Loss::SlotExhausted as usize];
+        let refused = [Loss::SlotExhausted, Loss::SlotQuota].map(|loss| self.batch.losses[loss as usize]);
+        self.all_served &= refused == self.slots_refused;
+        self.slots_refused = refused;
         Ok(PassReport {
             balances: self.attribution.balance(&self.batch, &self.registry),
             cpu_by_cgroup: self.audit.error_ratio(begun),
