@@ -138,8 +138,8 @@ rows! {
         pub errors: u64,
     }
 }
-const _: () = assert!(size_of::<SyscallRow>() == 512);
-const _: () = assert!(size_of::<SlotRow>() == 632);
+const _: () = assert!(size_of::<SyscallRow>() == 512, "a row got a field: write its new size here, 8 more");
+const _: () = assert!(size_of::<SlotRow>() == 632, "a row got a field: write its new size here, 8 more");
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {
@@ -413,7 +413,7 @@ numbered! {
 
 /// Number of independent totals, with room to grow.
 pub const TOTALS: usize = 24;
-const _: () = assert!(Total::ALL.len() <= TOTALS);
+const _: () = assert!(Total::ALL.len() <= TOTALS, "no room for another total: raise `TOTALS`");
 
 /// The independent totals of one CPU.
 #[repr(C)]
@@ -425,7 +425,7 @@ pub struct Totals {
 
 /// Number of loss reasons, with room to grow.
 pub const LOSSES: usize = 16;
-const _: () = assert!(Loss::ALL.len() <= LOSSES);
+const _: () = assert!(Loss::ALL.len() <= LOSSES, "no room for another loss: raise `LOSSES`");
 
 /// The loss counters of one CPU.
 #[repr(C)]

@@ -17,7 +17,8 @@ pub struct Hook {
     pub tracepoint: &'static str,
     /// The tracepoint's prototype in the newest kernel we know, and since when it has that form.
     pub prototype: &'static str,
-    /// Whether the probe still counts exactly without this hook.
+    /// Whether the rest of the probe is exact without this hook: then only what the hook counts is missing where it cannot be
+    /// attached, and not the probe.
     pub optional: bool,
 }
 
@@ -61,7 +62,7 @@ impl Hook {
         Hook { event_variant: Some(EventVariant { program, group, fields }), ..self }
     }
 
-    /// The probe counts exactly without it.
+    /// The rest of the probe is exact without it.
     #[must_use]
     pub const fn optional(self) -> Hook {
         Hook { optional: true, ..self }

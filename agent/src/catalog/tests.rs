@@ -185,3 +185,20 @@ fn deliberate_mistakes_are_told() {
         ["field `moved_in` of a Slot row has no column", "total `moved` has no column, and is not UNBILLED"]
     );
 }
+
+/// The service may read the number of each trace event it may need: nobody would notice that one is missing before Linux 7.2.
+#[test]
+fn the_service_is_handed_every_trace_event() {
+    let unit = include_str!("../../../deploy/systemd/trace-events.conf");
+    let mut handed: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("OpenFile=")).collect();
+    handed.sort_unstable();
+    let hooks = PROBES.iter().flat_map(|probe| probe.hooks);
+    let mut needed: Vec<_> = hooks
+        .filter_map(|hook| Some((hook.event_variant.as_ref()?.group, hook.tracepoint)))
+        .map(|(group, name)| {
+            format!("/sys/kernel/tracing/events/{group}/{name}/id:{name}:graceful,read-only")
+        })
+        .collect();
+    needed.sort_unstable();
+    assert_eq!(handed, needed, "deploy/systemd/trace-events.conf");
+}

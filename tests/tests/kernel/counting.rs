@@ -1,6 +1,7 @@
 //! Calls are counted exactly, for whom they were made, and nothing is counted twice or lost.
 
 use anyhow::{Context, ensure};
+use kernmeter::catalog::PROBES;
 use kernmeter_tests::scrape::Sample;
 use kernmeter_tests::settings::rule;
 use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, skip, trials};
@@ -69,7 +70,9 @@ fn exact_on_trace_events() -> Outcome {
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", agent.pid()))?;
     let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
     let events = targets.filter(|target| target.to_string_lossy().contains("perf_event")).count();
-    ensure!(events == 4, "{events} trace events in use instead of 4");
+    let hooks = PROBES.iter().filter(|probe| probe.by_default).flat_map(|probe| probe.hooks);
+    let expected = hooks.filter(|hook| hook.event_variant.is_some()).count();
+    ensure!(events == expected, "{events} trace events in use instead of {expected}");
     let tenant = hierarchy.tenant("events")?;
     let (workload, _) = Workload::run(&tenant, &WORKLOAD)?;
     let scrape = agent.settle(GETPPID, |s| calls(s, "events", "getppid"))?;

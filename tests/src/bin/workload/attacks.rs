@@ -10,7 +10,7 @@ use crate::{Args, calls, filtered, say, wait_for_go, waits};
 
 /// `nobody`.
 const USER: libc::uid_t = 65534;
-/// Calls of each process, by which the tests find all of them.
+/// Calls of each process.
 const CALLS: u64 = 10;
 /// Levels of the deepest nest.
 const DEPTH: u64 = 60;
@@ -70,9 +70,16 @@ fn inside(dir: &Path, what: impl FnOnce() -> Result<()>) -> Result<libc::pid_t> 
     })
 }
 
+/// What each process does, so that the tests find all of them.
 fn call() -> Result<()> {
+    ensure!(is_nobody(), "the calls are to be an ordinary user's");
     calls::getpriority(CALLS);
     Ok(())
+}
+
+fn is_nobody() -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() == USER }
 }
 
 /// Many cgroups side by side, and a process in each hundredth.
@@ -175,12 +182,11 @@ fn invented_calls() -> Result<()> {
     // SAFETY: the kernel has no such calls, and says so.
     let invent = |nr: libc::c_long| unsafe { libc::syscall(nr, -1, 0, 0, 0, 0, 0) };
     for nr in INVENTED {
-        invent(nr);
+        ensure!(invent(nr) == -1, "the kernel has a call {nr}");
     }
     // Where the kernel has no x32, none of its numbers exists either.
     let has_x32 = invent(X32_BIT | libc::SYS_getppid) != -1;
-    let x32 = if has_x32 { INVENTED } else { 0..INVENTED.end };
-    for nr in x32 {
+    for nr in if has_x32 { INVENTED } else { 0..INVENTED.end } {
         invent(X32_BIT | nr);
     }
     Ok(())
