@@ -64,7 +64,8 @@ pub fn run(
 
 /// More workloads than the memory budget has rows for: their calls are counted, without the system call's name.
 fn row_losses(scrape: &Scrape) -> f64 {
-    scrape.sum("kernmeter_events_lost_total", &[("reason", "syscall_row_exhausted")])
+    let reasons = ["syscall_row_exhausted", "syscall_row_quota"];
+    reasons.iter().map(|reason| scrape.sum("kernmeter_events_lost_total", &[("reason", reason)])).sum()
 }
 
 fn scrapes(agent: &Agent) -> Result<()> {

@@ -144,7 +144,14 @@ fn exact_for_500_short_lived_cgroups() -> Outcome {
         let exited = scrape.count("kernmeter_processes_exited_total", &[("tenant_id", &tenant)]);
         ensure!(exited == 1, "{exited} processes of {tenant} exited");
     }
-    for reason in ["slot_exhausted", "cgroup_map_full", "unknown_cgroup", "syscall_row_exhausted"] {
+    for reason in [
+        "slot_exhausted",
+        "slot_quota",
+        "cgroup_map_full",
+        "unknown_cgroup",
+        "syscall_row_exhausted",
+        "syscall_row_quota",
+    ] {
         let lost = scrape.count(LOST, &[("reason", reason)]);
         ensure!(lost == 0, "{lost} events were not attributed: {reason}");
     }
