@@ -6,7 +6,7 @@ use crate::maps::CGROUPS;
 use crate::row;
 
 /// cgroups above one without an entry that are looked at. Some 30 ns each, with interrupts off in a switch.
-const MOST_LEVELS: u32 = 128;
+const MOST_LEVELS: u32 = 64;
 /// Marks what [`above`] returns as a slot that is only borrowed.
 const BORROWED: u64 = 1 << 32;
 

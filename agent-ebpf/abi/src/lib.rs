@@ -337,7 +337,7 @@ numbered! {
         SlotExhausted = "slot_exhausted",
         /// The cgroup table refused an entry: billed as if no slot had been free.
         CgroupMapFull = "cgroup_map_full",
-        /// An event's cgroup is not in the cgroup table, nor any of 128 above it: billed to the overflow slot.
+        /// An event's cgroup is not in the cgroup table, nor any of 64 above it: billed to the overflow slot.
         UnknownCgroup = "unknown_cgroup",
         /// No syscall row was free: counted without its syscall.
         RowExhausted = "syscall_row_exhausted",

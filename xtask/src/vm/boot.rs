@@ -47,7 +47,7 @@ pub fn run(order: &Order, emulator: &Emulator, logs: &Path) -> Result<Ended> {
         let _ = fs::remove_file(path);
     }
     let parameters = format!(
-        "console=ttyS0 panic=-1 mitigations=off quiet kernmeter.variant={} {} {parameters}",
+        "console=ttyS0 panic=-1 mitigations=off no_timer_check quiet kernmeter.variant={} {} {parameters}",
         variant.name, variant.parameters
     );
     let mut command = emulator.command();

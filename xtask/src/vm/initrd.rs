@@ -35,6 +35,8 @@ impl Initrd {
             .args(["--package", "kernmeter", "--bin", "kernmeter"])
             .args(["--package", "kernmeter-tests", "--bin", "workload"])
             .args(["--package", "kernmeter-vm", "--bin", "vm"])
+            // As small as what ships: programs lie in the memory of the machine, and one has 128 MiB.
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
             .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
         workspace::run(&mut cargo)?;
         let built = workspace::target().join(&triple).join("release");
