@@ -1,8 +1,9 @@
 //! In: an account and a resource; out: whether the account may take another one, and what it has taken. Knows no rows.
 use kernmeter_abi::{Holdings, Resource, may_take};
 
+use crate::atomic::add_atomic;
+use crate::kernel;
 use crate::maps::{GIVEN, SLOTS, TAKEN};
-use crate::{kernel, row};
 
 /// Element of the last kind: what accounts have together.
 #[inline(always)]
@@ -59,7 +60,7 @@ pub fn ask_for_new(resource: Resource) -> Result<(), Refusal> {
 #[inline(always)]
 fn add(account: u32, resource: Resource) {
     if let Some(taken) = taken(account) {
-        row::add_atomic(&mut taken.values[resource as usize], 1);
+        add_atomic(&mut taken.values[resource as usize], 1);
     }
 }
 

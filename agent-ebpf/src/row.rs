@@ -2,6 +2,7 @@
 use kernmeter_abi::task::ROW_OVERFLOW;
 use kernmeter_abi::{Loss, Resource, SlotRow, SyscallRow, Total, errno};
 
+pub use crate::atomic::add_atomic;
 use crate::maps::{
     ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
     TOTALS,
@@ -11,17 +12,6 @@ use crate::{kernel, quota};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
-
-/// Adds with an atomic instruction: for fields with writers in several contexts.
-#[inline(always)]
-pub fn add_atomic(field: &mut u64, value: u64) {
-    // SAFETY: an aligned field of a map value.
-    unsafe {
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-            field, value,
-        );
-    }
-}
 
 /// Adds to a field whose only writer on this CPU is the caller; atomic where CPUs share the shard.
 #[inline(always)]
