@@ -94,7 +94,8 @@ mod tests {
             (0x4000_0000 | 39, false, ("getpid", "x32")),
             (0x4000_0000 | 520, false, ("execve", "x32")),
             (0x4000_0000 | 547, false, ("pwritev2", "x32")),
-            (599, false, ("nr_599", "x86_64")),
+            (511, false, ("nr_511", "x86_64")),
+            (512, false, ("unknown", "x86_64")),
             (-1, false, ("unknown", "x86_64")),
             (99_999, true, ("unknown", "ia32")),
         ] {

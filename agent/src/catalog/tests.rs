@@ -182,7 +182,11 @@ fn deliberate_mistakes_are_told() {
     let without: Vec<&Probe> = PROBES.iter().copied().filter(|probe| probe.name != "cgroup").collect();
     assert_eq!(
         mistakes(&without),
-        ["field `moved_in` of a Slot row has no column", "total `moved` has no column, and is not UNBILLED"]
+        [
+            "field `moved_in` of a Slot row has no column",
+            "field `folded` of a Slot row has no column",
+            "total `moved` has no column, and is not UNBILLED",
+        ]
     );
 }
 
