@@ -203,8 +203,9 @@ pub const RESOURCES: usize = 4;
 /// An account is a cgroup that root made, or that root owned when the agent started, and all below it down to the next such
 /// cgroup: what a user makes in a subtree of his own is on one account. It is known by its slot. The element after those of
 /// the slots is the pool: what it was given less what was taken from it is free. An account gets another entry only while it
-/// holds no more than are free ("dynamic threshold" of switches with shared buffers: Choudhury and Hahne, 1998), so that n
-/// accounts that take all they can leave one part of n + 1 to others.
+/// holds no more than are free ("dynamic threshold" of switches with shared buffers: Choudhury and Hahne, 1998). What
+/// it holds it keeps: n accounts that take all they can leave one part of n + 1 to others if they do so at the same time, and
+/// one of 2^n if one after the other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Holdings {
@@ -503,16 +504,25 @@ mod tests {
         assert!(!may_take(0, 0) && !may_take(6, 5));
         // Counters that are read while they change.
         assert!(!may_take(0, u64::MAX) && may_take(u64::MAX, 1));
-        // Greedy accounts end with equal parts, and one for whoever comes next.
-        for greedy in 1..10u64 {
-            let (capacity, mut held) = (4094u64, vec![0u64; greedy as usize]);
-            while let Some(account) =
-                held.iter().position(|own| may_take(*own, capacity - held.iter().sum::<u64>()))
+        let capacity = 4094u64;
+        for greedy in 1..10usize {
+            // All at once: equal parts, and one for whoever comes next.
+            let mut held = vec![0u64; greedy];
+            let free = |held: &[u64]| capacity - held.iter().sum::<u64>();
+            while let Some(least) = (0..greedy).min_by_key(|account| held[*account])
+                && may_take(held[least], free(&held))
             {
-                held[account] += 1;
+                held[least] += 1;
             }
-            let free = capacity - held.iter().sum::<u64>();
-            assert!(free >= capacity / (greedy + 1) - greedy, "{greedy} accounts leave {free}");
+            assert!(free(&held) >= capacity / (greedy as u64 + 1) - greedy as u64, "{greedy}: {held:?}");
+            // One after the other: each takes half of what it finds.
+            let mut held = vec![0u64; greedy];
+            for account in 0..greedy {
+                while may_take(held[account], free(&held)) {
+                    held[account] += 1;
+                }
+            }
+            assert!(free(&held) >= (capacity >> greedy) - 1, "{greedy}: {held:?}");
         }
     }
 
