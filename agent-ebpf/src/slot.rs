@@ -5,7 +5,7 @@ use crate::kernel::Cgroup;
 use crate::maps::CGROUPS;
 use crate::row;
 
-/// cgroups above one without an entry that are looked at. Some 30 ns each, with interrupts off in a switch.
+/// cgroups above one without an entry that are looked at. Bounded, as a switch does so with interrupts off.
 const MOST_LEVELS: u32 = 64;
 /// Marks what [`above`] returns as a slot that is only borrowed.
 const BORROWED: u64 = 1 << 32;
