@@ -78,7 +78,7 @@ fn errno_of(error: &(dyn Error + 'static)) -> Option<i32> {
 }
 
 /// An error and its causes, on one line.
-fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
