@@ -45,7 +45,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) {
         if CGROUPS.insert(cgroup.id(), own, NOEXIST).is_err() {
             row::lose(Loss::CgroupMapFull);
         }
-    } else if let Some(row) = row::of_slot(parent.slot) {
+    } else if let Some(row) = row::shared_of_slot(parent.slot) {
         row::add_atomic(&mut row.folded, 1);
     }
 }
@@ -163,7 +163,7 @@ fn moved(ctx: &BtfTracePointContext) {
         return;
     }
     row::count(Total::Moved, 1);
-    if let Some(row) = row::of_slot(slot::of_cgroup(cgroup)) {
+    if let Some(row) = row::shared_of_slot(slot::of_cgroup(cgroup)) {
         row::add_atomic(&mut row.moved_in, 1);
     }
     // Of a whole process only its leader is told: its other threads pay where they are from the next switch or pass on.

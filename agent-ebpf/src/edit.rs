@@ -5,10 +5,14 @@
 //! up nobody: so the agent changes nothing through bpf(2) while programs are attached.
 use core::ffi::c_void;
 
-use kernmeter_abi::edit::{self, MOST_PUSHES, NONE};
 use kernmeter_abi::CgroupRef;
+use kernmeter_abi::edit::{self, MOST_PUSHES, NONE};
+use kernmeter_abi::ways::WAYS;
 
-use crate::maps::{CGROUPS, ERR_FREE, ERR_INDEX, SLOT_FREE, SYS_FREE, SYS_INDEX};
+use crate::maps::{
+    CGROUPS, ERR_FREE, ERR_INDEX, SETS, SLOT_FREE, SLOT_PRIVATE, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE, SYS_PRIVATE,
+};
+use crate::private::{self, Kind};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
@@ -37,12 +41,22 @@ pub extern "C" fn edit(ctx: *mut c_void) -> u32 {
         edit::CGROUP_SET => CGROUPS.insert(key, CgroupRef::unpack(value as u32), 0),
         edit::CGROUP_ADD => CGROUPS.insert(key, CgroupRef::unpack(value as u32), NOEXIST),
         edit::CGROUP_REMOVE => CGROUPS.remove(key),
-        edit::SYSCALL_REMOVE => SYS_INDEX.remove(key as u32),
+        edit::SYSCALL_REMOVE => {
+            let more = SYS_INDEX_MORE.get(0).map(|more| more.remove(key as u32));
+            SYS_INDEX.remove(key as u32).or(more.unwrap_or(Err(0)))
+        }
+        edit::WAY_SET => return set_way(key as u32, value),
         edit::ERRNO_REMOVE => ERR_INDEX.remove(key),
         edit::SLOT_POP => return SLOT_FREE.pop().ok().flatten().unwrap_or(NONE),
         edit::SLOT_PUSH => return push(key as u32, value as u32, |number| SLOT_FREE.push(number, 0)),
         edit::SYSCALL_PUSH => return push(key as u32, value as u32, |number| SYS_FREE.push(number, 0)),
         edit::ERRNO_PUSH => return push(key as u32, value as u32, |number| ERR_FREE.push(number, 0)),
+        edit::PRIVATE_SYSCALL_PUSH => {
+            return push_private(Kind::Syscall, key, value, |number| SYS_PRIVATE.push(number, 0));
+        }
+        edit::PRIVATE_SLOT_PUSH => {
+            return push_private(Kind::Slot, key, value, |number| SLOT_PRIVATE.push(number, 0));
+        }
         _ => return NONE,
     };
     if done.is_ok() { 0 } else { NONE }
@@ -59,5 +73,24 @@ fn push(first: u32, count: u32, into: impl Fn(u32) -> Result<(), i32>) -> u32 {
             return NONE;
         }
     }
+    0
+}
+
+/// As [`push`], of private rows, which are counted.
+#[inline(always)]
+fn push_private(kind: Kind, first: u64, count: u64, into: impl Fn(u32) -> Result<(), i32>) -> u32 {
+    let done = push(first as u32, count as u32, into);
+    if done != NONE {
+        private::count_left(kind, count);
+    }
+    done
+}
+
+/// Writes a word of a CPU's sets.
+#[inline(always)]
+fn set_way(way: u32, value: u64) -> u32 {
+    let Some(set) = SETS.get_ptr_mut(way / WAYS as u32) else { return NONE };
+    // SAFETY: a live map value; the word is the agent's to write.
+    unsafe { core::ptr::write_volatile(&raw mut (*set)[way as usize % WAYS], value) };
     0
 }

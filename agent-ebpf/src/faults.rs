@@ -9,8 +9,8 @@ use crate::{row, task};
 #[btf_tracepoint(function = "page_fault_user")]
 pub fn page_fault_user(_: BtfTracePointContext) {
     row::count(Total::FaultsUser, 1);
-    if let Some(row) = row::of_slot(task::slot_of(task::current())) {
-        row::add(&mut row.faults_user, 1);
+    if let Some(mut row) = row::of_slot(task::slot_of(task::current())) {
+        row.add(|row| &mut row.faults_user, 1);
     }
 }
 
@@ -19,7 +19,7 @@ pub fn page_fault_user(_: BtfTracePointContext) {
 #[btf_tracepoint(function = "page_fault_kernel")]
 pub fn page_fault_kern(_: BtfTracePointContext) {
     row::count(Total::FaultsKernel, 1);
-    if let Some(row) = row::of_slot(task::slot_of(task::current())) {
-        row::add(&mut row.faults_kernel, 1);
+    if let Some(mut row) = row::of_slot_in_interrupt(task::slot_of(task::current())) {
+        row.add(|row| &mut row.faults_kernel, 1);
     }
 }

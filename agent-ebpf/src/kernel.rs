@@ -41,21 +41,24 @@ offsets! {
     OFF_KN_NAME,
 }
 
-/// Slots per shard.
+/// Slots.
 #[unsafe(no_mangle)]
 static N_SLOTS: Global<u32> = Global::new(16);
-/// Syscall rows per shard.
-#[unsafe(no_mangle)]
-static N_SYS_ROWS: Global<u32> = Global::new(16);
 /// Errno rows per shard.
 #[unsafe(no_mangle)]
 static N_ERR_ROWS: Global<u32> = Global::new(16);
-/// Shards minus one; shards are a power of two.
+/// Shards of errno rows minus one; shards are a power of two.
 #[unsafe(no_mangle)]
 static SHARD_MASK: Global<u32> = Global::new(0);
-/// 1 where several CPUs share a shard, so that every add must be atomic.
+/// 1 where several CPUs share a shard of errno rows, so that every add must be atomic.
 #[unsafe(no_mangle)]
 static SHARED: Global<u32> = Global::new(0);
+/// Sets of each CPU minus one; sets are a power of two.
+#[unsafe(no_mangle)]
+static SET_MASK: Global<u32> = Global::new(0);
+/// 1 where there is one CPU alone, which shares nothing.
+#[unsafe(no_mangle)]
+static ALONE: Global<u32> = Global::new(0);
 /// 1 where `sched_switch` passes `prev_state` (5.18 and newer).
 #[unsafe(no_mangle)]
 static HAS_PREV_STATE: Global<u32> = Global::new(1);
@@ -74,14 +77,20 @@ macro_rules! constants {
 
 constants! {
     slots = N_SLOTS: u32,
-    syscall_rows = N_SYS_ROWS: u32,
     errno_rows = N_ERR_ROWS: u32,
+    set_mask = SET_MASK: u32,
 }
 
-/// Whether several CPUs write one shard.
+/// Whether several CPUs write one shard of errno rows.
 #[inline(always)]
 pub fn shared() -> bool {
     SHARED.load() != 0
+}
+
+/// Whether there is one CPU alone.
+#[inline(always)]
+pub fn alone() -> bool {
+    ALONE.load() != 0
 }
 
 /// Whether `sched_switch` has a fourth argument.
@@ -109,7 +118,7 @@ pub fn cpu() -> u32 {
     unsafe { bpf_get_smp_processor_id() }
 }
 
-/// The shard this CPU writes.
+/// The shard of errno rows this CPU writes.
 #[inline(always)]
 pub fn shard() -> u32 {
     cpu() & SHARD_MASK.load()

@@ -2,10 +2,13 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 #[cfg(not(feature = "task_table"))]
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, Queue};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, Queue};
 use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
-use kernmeter_abi::{CgroupRef, Holdings, Losses, SlotInfo, SlotRow, SyscallRow, Totals};
+use kernmeter_abi::ways::WAYS;
+use kernmeter_abi::{
+    CHUNKS, CgroupRef, Holdings, Losses, PrivateLeft, SLOT_CHUNK, SYSCALL_CHUNK, SlotInfo, SlotRow, SyscallRow, Totals,
+};
 
 /// An entry of [`CPU_SINCE`], as large as a cache line: each CPU writes its own at every switch.
 #[repr(C)]
@@ -32,22 +35,45 @@ pub static TAKEN: Array<Holdings, 16, MMAPABLE> = Array::new();
 /// `[account]`, then the pool: what was given back, or to the pool at the start. Written by the agent alone.
 #[btf_map]
 pub static GIVEN: Array<Holdings, 16, MMAPABLE> = Array::new();
-/// `[shard][slot]` counters.
+/// `[chunk][row]` -> counters: of each slot by its number, and behind them private rows.
 #[btf_map]
-pub static SLOT_ROWS: Array<SlotRow, 16, MMAPABLE> = Array::new();
+pub static SLOT_ROWS: ArrayOfMaps<Array<SlotRow, { SLOT_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
+    ArrayOfMaps::new();
+/// `[chunk][row]` -> the key of a private row, or 0.
+#[btf_map]
+pub static SLOT_KEYS: ArrayOfMaps<Array<u64, { SLOT_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
+    ArrayOfMaps::new();
 
 /// `slot << 16 | syscall key` -> syscall row.
 #[btf_map]
 pub static SYS_INDEX: HashMap<u32, u32, 16> = HashMap::new();
+/// What found no room in [`SYS_INDEX`]: made when there are more rows than that has entries.
+#[btf_map]
+pub static SYS_INDEX_MORE: ArrayOfMaps<HashMap<u32, u32, 16>, 1> = ArrayOfMaps::new();
 /// Syscall rows nobody uses.
 #[btf_map]
 pub static SYS_FREE: Queue<u32, 16> = Queue::new();
-/// `[row]` -> the row's key, with `META_USED` set, or 0.
+/// `[chunk][row]` -> counters, shared or private.
 #[btf_map]
-pub static SYS_META: Array<u64, 16, MMAPABLE> = Array::new();
-/// `[shard][row]` counters.
+pub static SYS_ROWS: ArrayOfMaps<Array<SyscallRow, { SYSCALL_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
+    ArrayOfMaps::new();
+/// `[chunk][row]` -> the row's key, with `KEY_USED` set, or 0.
 #[btf_map]
-pub static SYS_ROWS: Array<SyscallRow, 16, MMAPABLE> = Array::new();
+pub static SYS_KEYS: ArrayOfMaps<Array<u64, { SYSCALL_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
+    ArrayOfMaps::new();
+
+/// `[cpu][set]` -> the words by which a CPU finds its private rows: see [`kernmeter_abi::ways`].
+#[btf_map]
+pub static SETS: Array<[u64; WAYS], 1> = Array::new();
+/// Private syscall rows nobody uses.
+#[btf_map]
+pub static SYS_PRIVATE: Queue<u32, 16> = Queue::new();
+/// Private slot rows nobody uses.
+#[btf_map]
+pub static SLOT_PRIVATE: Queue<u32, 16> = Queue::new();
+/// How many private rows are left: nobody takes the queues' locks in vain.
+#[btf_map]
+pub static PRIVATE_LEFT: Array<PrivateLeft, 1, MMAPABLE> = Array::new();
 
 /// `slot << 32 | syscall key << 16 | errno` -> errno row.
 #[btf_map]
@@ -55,9 +81,9 @@ pub static ERR_INDEX: HashMap<u64, u32, 16> = HashMap::new();
 /// Errno rows nobody uses.
 #[btf_map]
 pub static ERR_FREE: Queue<u32, 16> = Queue::new();
-/// `[row]` -> the row's key, with `META_USED` set, or 0.
+/// `[row]` -> the row's key, with `KEY_USED` set, or 0.
 #[btf_map]
-pub static ERR_META: Array<u64, 16, MMAPABLE> = Array::new();
+pub static ERR_KEYS: Array<u64, 16, MMAPABLE> = Array::new();
 /// `[shard][row]` counts of errors.
 #[btf_map]
 pub static ERR_ROWS: Array<u64, 16, MMAPABLE> = Array::new();

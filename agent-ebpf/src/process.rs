@@ -31,7 +31,7 @@ pub fn task_newtask(ctx: BtfTracePointContext) {
 pub fn count_new(task: Task, slot: u32) {
     let is_process = task.pid() == task.tgid();
     row::count_atomic(if is_process { Total::Forked } else { Total::Threads });
-    if let Some(row) = row::of_slot(slot) {
+    if let Some(row) = row::shared_of_slot(slot) {
         row::add_atomic(if is_process { &mut row.forked } else { &mut row.threads }, 1);
     }
 }
@@ -59,8 +59,8 @@ pub extern "C" fn event_exec(_: *mut c_void) -> u32 {
 #[inline(always)]
 fn exec(task: Task) {
     row::count(Total::Exec, 1);
-    if let Some(row) = row::of_slot(task::slot_of(task)) {
-        row::add(&mut row.exec, 1);
+    if let Some(mut row) = row::of_slot(task::slot_of(task)) {
+        row.add(|row| &mut row.exec, 1);
     }
 }
 
@@ -102,7 +102,7 @@ fn exit(task: Task, group_dead: bool) {
         return;
     }
     row::count(Total::Exited, 1);
-    if let Some(row) = row::of_slot(task::slot_of(task)) {
-        row::add(&mut row.exited, 1);
+    if let Some(mut row) = row::of_slot(task::slot_of(task)) {
+        row.add(|row| &mut row.exited, 1);
     }
 }

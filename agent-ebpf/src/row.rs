@@ -1,49 +1,56 @@
-//! In: a shard-relative index; out: counters and the ways to add to them. Knows no hooks.
+//! In: the number of a slot or a row; out: counters and the ways to add to them. Knows no hooks.
+use kernmeter_abi::histogram::BUCKETS;
 use kernmeter_abi::task::ROW_OVERFLOW;
-use kernmeter_abi::{Loss, Resource, SlotRow, SyscallRow, Total, errno};
+use kernmeter_abi::{
+    KEY_USED, Loss, Resource, SLOT_CHUNK, SYSCALL_CHUNK, SlotRow, SyscallRow, Total, errno, ways,
+};
 
 pub use crate::atomic::add_atomic;
 use crate::maps::{
-    ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
-    TOTALS,
+    ERR_FREE, ERR_INDEX, ERR_KEYS, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE, SYS_KEYS,
+    SYS_ROWS, TOTALS,
 };
+use crate::private::Kind;
 use crate::quota::Refusal;
-use crate::{kernel, quota};
+use crate::{kernel, private, quota};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
 
-/// Adds to a field whose only writer on this CPU is the caller; atomic where CPUs share the shard.
-#[inline(always)]
-pub fn add(field: &mut u64, value: u64) {
-    if kernel::shared() {
-        add_atomic(field, value);
-    } else {
-        *field = field.wrapping_add(value);
-    }
+/// A row to add to.
+pub struct Row<'a, T> {
+    cells: &'a mut T,
+    /// Whether other CPUs add to it as well.
+    is_shared: bool,
 }
 
-/// As [`add`], one, for bucket counts.
-#[inline(always)]
-fn add_bucket(field: &mut u32) {
-    if kernel::shared() {
-        // SAFETY: an aligned field of a map value.
-        unsafe {
-            core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(
-                field, 1,
-            );
+impl<T> Row<'_, T> {
+    /// Adds to a field whose only writer on this CPU is the caller.
+    #[inline(always)]
+    pub fn add(&mut self, field: impl FnOnce(&mut T) -> &mut u64, value: u64) {
+        let field = field(self.cells);
+        if self.is_shared {
+            add_atomic(field, value);
+        } else {
+            *field = field.wrapping_add(value);
         }
-    } else {
-        *field = field.wrapping_add(1);
     }
-}
 
-/// Counts one event of a histogram.
-#[inline(always)]
-pub fn observe(buckets: &mut [u32; kernmeter_abi::histogram::BUCKETS], ns: u64) {
-    let bucket = kernmeter_abi::histogram::bucket_of(ns);
-    if let Some(count) = buckets.get_mut(bucket) {
-        add_bucket(count);
+    /// Counts one event of a histogram.
+    #[inline(always)]
+    pub fn observe(&mut self, buckets: impl FnOnce(&mut T) -> &mut [u32; BUCKETS], ns: u64) {
+        let bucket = kernmeter_abi::histogram::bucket_of(ns);
+        let Some(count) = buckets(self.cells).get_mut(bucket) else { return };
+        if self.is_shared {
+            // SAFETY: an aligned field of a map value.
+            unsafe {
+                core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(
+                    count, 1,
+                );
+            }
+        } else {
+            *count = count.wrapping_add(1);
+        }
     }
 }
 
@@ -77,45 +84,94 @@ pub fn count(total: Total, value: u64) {
     }
 }
 
-/// The counters of a slot on this shard.
+/// The shared row of a slot. Few write it at a time: for what happens rarely, atomically.
 #[inline(always)]
-pub fn of_slot<'a>(slot: u32) -> Option<&'a mut SlotRow> {
-    let slots = kernel::slots();
-    if slot >= slots {
+pub fn shared_of_slot<'a>(slot: u32) -> Option<&'a mut SlotRow> {
+    if slot >= kernel::slots() {
         return None;
     }
+    slot_row(slot)
+}
+
+#[inline(always)]
+fn slot_row<'a>(row: u32) -> Option<&'a mut SlotRow> {
     // SAFETY: a live map value; every field is written as its documentation says.
-    SLOT_ROWS.get_ptr_mut(kernel::shard() * slots + slot).map(|row| unsafe { &mut *row })
+    SLOT_ROWS.get_value_ptr_mut(row / SLOT_CHUNK, &(row % SLOT_CHUNK)).map(|row| unsafe { &mut *row })
+}
+
+/// The row of a slot that this CPU adds to. Not where an addition may interrupt another: there, [`of_slot_in_interrupt`].
+#[inline(always)]
+pub fn of_slot<'a>(slot: u32) -> Option<Row<'a, SlotRow>> {
+    slot_or_private(slot, |key| private::find(Kind::Slot, key))
+}
+
+/// As [`of_slot`], where the addition may interrupt another, of other fields.
+#[inline(always)]
+pub fn of_slot_in_interrupt<'a>(slot: u32) -> Option<Row<'a, SlotRow>> {
+    slot_or_private(slot, private::look)
+}
+
+#[inline(always)]
+fn slot_or_private<'a>(slot: u32, private: impl FnOnce(u32) -> Option<u32>) -> Option<Row<'a, SlotRow>> {
+    if slot >= kernel::slots() {
+        return None;
+    }
+    match private(ways::key_of_slot(slot)) {
+        Some(row) => Some(Row { cells: slot_row(row)?, is_shared: false }),
+        None => Some(Row { cells: slot_row(slot)?, is_shared: !kernel::alone() }),
+    }
 }
 
 /// Bills CPU time to a slot, and counts it in the total.
 #[inline(always)]
 pub fn charge_cpu(slot: u32, ns: u64) {
     count(Total::CpuNs, ns);
-    if let Some(row) = of_slot(slot) {
-        add(&mut row.cpu_ns, ns);
+    if let Some(mut row) = of_slot(slot) {
+        row.add(|row| &mut row.cpu_ns, ns);
     }
 }
 
-/// The counters of a syscall row on this shard; `None` for the two pseudo rows.
+/// The row that this CPU adds to for a syscall row; `None` for the two pseudo rows.
 #[inline(always)]
-pub fn of_syscall<'a>(row: u32) -> Option<&'a mut SyscallRow> {
-    let rows = kernel::syscall_rows();
-    if row >= rows {
+pub fn of_syscall<'a>(row: u32) -> Option<Row<'a, SyscallRow>> {
+    if row >= ROW_OVERFLOW {
         return None;
     }
+    match private::find(Kind::Syscall, row) {
+        Some(row) => Some(Row { cells: syscall_row(row)?, is_shared: false }),
+        None => Some(Row { cells: syscall_row(row)?, is_shared: !kernel::alone() }),
+    }
+}
+
+#[inline(always)]
+fn syscall_row<'a>(row: u32) -> Option<&'a mut SyscallRow> {
     // SAFETY: a live map value; every field is written as its documentation says.
-    SYS_ROWS.get_ptr_mut(kernel::shard() * rows + row).map(|row| unsafe { &mut *row })
+    SYS_ROWS.get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK)).map(|row| unsafe { &mut *row })
 }
 
 /// The row of a (slot, syscall) key, allocated on first use, or [`ROW_OVERFLOW`].
 #[inline(always)]
 pub fn find_syscall(key: u32) -> u32 {
+    indexed(key).unwrap_or_else(|| allocate_syscall(key))
+}
+
+/// The row of a key that has one.
+#[inline(always)]
+fn indexed(key: u32) -> Option<u32> {
     // SAFETY: the value is copied at once; entries are deleted only when no task of the slot is left.
     if let Some(row) = unsafe { SYS_INDEX.get(key) } {
-        return *row;
+        return Some(*row);
     }
-    allocate_syscall(key)
+    // SAFETY: as above.
+    SYS_INDEX_MORE.get(0).and_then(|more| unsafe { more.get(key) }).copied()
+}
+
+/// Enters a row under its key. Two CPUs that do so at the same moment while the first table fills up may enter a row each: both
+/// count, and the agent adds them up.
+#[inline(always)]
+fn enter(key: u32, row: u32) -> bool {
+    SYS_INDEX.insert(key, row, NOEXIST).is_ok()
+        || SYS_INDEX_MORE.get(0).is_some_and(|more| more.insert(key, row, NOEXIST).is_ok())
 }
 
 #[inline(always)]
@@ -133,19 +189,18 @@ fn allocate_syscall(key: u32) -> u32 {
         lose(Loss::RowExhausted);
         return ROW_OVERFLOW;
     };
-    if SYS_INDEX.insert(key, row, NOEXIST).is_err() {
-        // Another CPU was first, or the index is full.
+    // Another CPU may have been first.
+    let first = indexed(key);
+    if first.is_some() || !enter(key, row) {
         let _ = SYS_FREE.push(row, 0);
-        // SAFETY: as in `find_syscall`.
-        if let Some(row) = unsafe { SYS_INDEX.get(key) } {
-            return *row;
-        }
-        lose(Loss::RowExhausted);
-        return ROW_OVERFLOW;
+        return first.or_else(|| indexed(key)).unwrap_or_else(|| {
+            lose(Loss::RowExhausted);
+            ROW_OVERFLOW
+        });
     }
-    if let Some(meta) = SYS_META.get_ptr_mut(row) {
+    if let Some(entry) = SYS_KEYS.get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK)) {
         // SAFETY: a live map value that only the row's owner writes.
-        unsafe { meta.write_volatile(kernmeter_abi::META_USED | u64::from(key)) };
+        unsafe { entry.write_volatile(KEY_USED | u64::from(key)) };
     }
     quota::charge(account, Resource::SyscallRows);
     row
@@ -173,7 +228,12 @@ pub fn count_errno(slot: u32, syscall: u32, errno: u32) -> bool {
     }
     let Some(field) = ERR_ROWS.get_ptr_mut(kernel::shard() * rows + row) else { return false };
     // SAFETY: a live map value written by `sys_exit` alone.
-    add(unsafe { &mut *field }, 1);
+    let field = unsafe { &mut *field };
+    if kernel::shared() {
+        add_atomic(field, 1);
+    } else {
+        *field = field.wrapping_add(1);
+    }
     true
 }
 
@@ -200,9 +260,9 @@ fn allocate_errno(slot: u32, key: u64) -> Option<u32> {
         }
         return found;
     }
-    if let Some(meta) = ERR_META.get_ptr_mut(row) {
+    if let Some(meta) = ERR_KEYS.get_ptr_mut(row) {
         // SAFETY: a live map value that only the row's owner writes.
-        unsafe { meta.write_volatile(kernmeter_abi::META_USED | key) };
+        unsafe { meta.write_volatile(KEY_USED | key) };
     }
     quota::charge(account, Resource::ErrnoRows);
     Some(row)

@@ -66,9 +66,9 @@ fn switch_out(task: Task, preempt: bool, task_state: u32, elapsed: u64, now: u64
         (slot::of_cgroup(task.cgroup()), elapsed)
     };
     row::count(Total::CpuNs, ran);
-    if let Some(row) = row::of_slot(slot) {
-        row::add(&mut row.cpu_ns, ran);
-        row::add(if runnable { &mut row.involuntary } else { &mut row.voluntary }, 1);
+    if let Some(mut row) = row::of_slot(slot) {
+        row.add(|row| &mut row.cpu_ns, ran);
+        row.add(|row| if runnable { &mut row.involuntary } else { &mut row.voluntary }, 1);
     }
     let Some(state) = state else { return };
     if runnable {
@@ -122,9 +122,9 @@ fn switch_in(task: Task, now: u64) {
     }
     row::count(Total::Waits, 1);
     row::count(Total::WaitNs, now - woken);
-    if let Some(row) = row::of_slot(state.payer) {
-        row::add(&mut row.wait_ns, now - woken);
-        row::observe(&mut row.wait_buckets, now - woken);
+    if let Some(mut row) = row::of_slot(state.payer) {
+        row.add(|row| &mut row.wait_ns, now - woken);
+        row.observe(|row| &mut row.wait_buckets, now - woken);
     }
 }
 
@@ -132,12 +132,11 @@ fn switch_in(task: Task, now: u64) {
 #[inline(always)]
 fn charge_blocked(state: &TaskState, ns: u64) {
     row::count(Total::BlockedNs, ns);
-    if let Some(row) = row::of_syscall(state.row) {
-        row::add(&mut row.blocked_ns, ns);
-    } else if let Some(row) = row::of_slot(state.slot) {
-        let field =
-            if state.row == ROW_NONE { &mut row.blocked_other_ns } else { &mut row.overflow_blocked_ns };
-        row::add(field, ns);
+    if let Some(mut row) = row::of_syscall(state.row) {
+        row.add(|row| &mut row.blocked_ns, ns);
+    } else if let Some(mut row) = row::of_slot(state.slot) {
+        let is_outside = state.row == ROW_NONE;
+        row.add(|row| if is_outside { &mut row.blocked_other_ns } else { &mut row.overflow_blocked_ns }, ns);
     }
 }
 
@@ -177,8 +176,8 @@ pub fn wakeup_new(ctx: BtfTracePointContext) {
 pub fn sched_migrate(ctx: BtfTracePointContext) {
     let task = Task(ctx.arg(0));
     row::count(Total::Migrations, 1);
-    if let Some(row) = row::of_slot(task::slot_of(task)) {
-        row::add(&mut row.migrations, 1);
+    if let Some(mut row) = row::of_slot_in_interrupt(task::slot_of(task)) {
+        row.add(|row| &mut row.migrations, 1);
     }
 }
 

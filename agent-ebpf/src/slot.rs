@@ -60,10 +60,10 @@ fn above(mut cgroup: Cgroup) -> u64 {
 /// Moves one live task from a slot to another; `None` is nowhere.
 #[inline(always)]
 pub fn move_task(from: Option<u32>, to: Option<u32>) {
-    if let Some(row) = from.and_then(row::of_slot) {
+    if let Some(row) = from.and_then(row::shared_of_slot) {
         row::add_atomic(&mut row.tasks, u64::MAX);
     }
-    if let Some(row) = to.and_then(row::of_slot) {
+    if let Some(row) = to.and_then(row::shared_of_slot) {
         row::add_atomic(&mut row.tasks, 1);
     }
 }

@@ -9,6 +9,7 @@ use kernmeter_abi::task::{CALL_NONE, ROW_NONE};
 use kernmeter_abi::{Loss, SyscallRow, Total, syscall_key};
 
 use crate::kernel::{Registers, Task};
+use crate::row::Row;
 use crate::{event, row, slot, task};
 
 /// `MAX_ERRNO` of `include/linux/err.h`.
@@ -42,7 +43,7 @@ fn enter(nr: i64) {
     let Some(state) = task::find_or_create(task) else {
         // Not lost: counted in the slot, without its syscall.
         row::lose(Loss::TaskStateFailed);
-        if let Some(row) = row::of_slot(slot::of_cgroup(task.cgroup())) {
+        if let Some(row) = row::shared_of_slot(slot::of_cgroup(task.cgroup())) {
             row::add_atomic(&mut row.overflow_calls, 1);
         }
         return;
@@ -50,9 +51,9 @@ fn enter(nr: i64) {
     task::rebind(state, task);
     let key = syscall_key::of(nr, task.in_compat_syscall());
     let index = task::row_of(state, (state.slot << 16) | key);
-    if let Some(row) = row::of_syscall(index) {
-        row::add(&mut row.calls, 1);
-    } else if let Some(row) = row::of_slot(state.slot) {
+    if let Some(mut row) = row::of_syscall(index) {
+        row.add(|row| &mut row.calls, 1);
+    } else if let Some(row) = row::shared_of_slot(state.slot) {
         row::add_atomic(&mut row.overflow_calls, 1);
     }
     state.syscall = key;
@@ -119,13 +120,13 @@ fn exit(ret: i64, number: impl FnOnce() -> i64) {
     if errno != 0 {
         row::count(Total::SyscallError, 1);
     }
-    if let Some(row) = row::of_syscall(index) {
-        row::add(&mut row.sum_ns, ns);
-        row::observe(&mut row.buckets, ns);
+    if let Some(mut row) = row::of_syscall(index) {
+        row.add(|row| &mut row.sum_ns, ns);
+        row.observe(|row| &mut row.buckets, ns);
         if errno != 0 {
-            count_error(row, state.slot, state.syscall, errno);
+            count_error(&mut row, state.slot, state.syscall, errno);
         }
-    } else if let Some(row) = row::of_slot(state.slot) {
+    } else if let Some(row) = row::shared_of_slot(state.slot) {
         row::add_atomic(&mut row.overflow_done, 1);
         if errno != 0 {
             row::add_atomic(&mut row.overflow_errors, 1);
@@ -158,13 +159,13 @@ fn unentered(task: Task, ret: i64, number: i64) {
         row::count(Total::SyscallError, 1);
     }
     // Denied first: whoever reads a row meanwhile sees no call that seems to have been entered.
-    if let Some(row) = row::of_syscall(task::row_of(state, (state.slot << 16) | key)) {
-        row::add(&mut row.denied, 1);
-        row::add(&mut row.calls, 1);
+    if let Some(mut row) = row::of_syscall(task::row_of(state, (state.slot << 16) | key)) {
+        row.add(|row| &mut row.denied, 1);
+        row.add(|row| &mut row.calls, 1);
         if errno != 0 {
-            count_error(row, state.slot, key, errno);
+            count_error(&mut row, state.slot, key, errno);
         }
-    } else if let Some(row) = row::of_slot(state.slot) {
+    } else if let Some(row) = row::shared_of_slot(state.slot) {
         row::add_atomic(&mut row.overflow_denied, 1);
         row::add_atomic(&mut row.overflow_calls, 1);
         if errno != 0 {
@@ -174,8 +175,8 @@ fn unentered(task: Task, ret: i64, number: i64) {
 }
 
 #[inline(always)]
-fn count_error(row: &mut SyscallRow, slot: u32, key: u32, errno: u32) {
+fn count_error(row: &mut Row<'_, SyscallRow>, slot: u32, key: u32, errno: u32) {
     if !row::count_errno(slot, key, errno) {
-        row::add(&mut row.other_errors, 1);
+        row.add(|row| &mut row.other_errors, 1);
     }
 }

@@ -358,7 +358,7 @@ fn snapshot(
     while begun.elapsed() < time {
         let left = time.saturating_sub(begun.elapsed());
         listen(&mut engine, left.min(Duration::from_millis(200)));
-        if engine.is_pressed() || begun.elapsed().as_secs() % 5 == 4 {
+        if engine.look() || begun.elapsed().as_secs() % 5 == 4 {
             engine.pass().map_err(|error| failed(&error))?;
         }
     }

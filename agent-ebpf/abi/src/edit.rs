@@ -26,3 +26,9 @@ pub const SLOT_PUSH: u32 = 7;
 pub const SYSCALL_PUSH: u32 = 8;
 /// The same for errno rows.
 pub const ERRNO_PUSH: u32 = 9;
+/// Gives private syscall rows back, as above.
+pub const PRIVATE_SYSCALL_PUSH: u32 = 10;
+/// The same for private slot rows.
+pub const PRIVATE_SLOT_PUSH: u32 = 11;
+/// Writes a word of a CPU's sets that is the agent's to write: the key is the word's number over all CPUs. See [`crate::ways`].
+pub const WAY_SET: u32 = 12;

@@ -15,6 +15,7 @@ pub mod errno;
 pub mod histogram;
 pub mod syscall_key;
 pub mod task;
+pub mod ways;
 
 /// Slot of the root cgroup: kernel threads and whatever runs outside every other cgroup.
 pub const SLOT_HOST: u32 = 0;
@@ -28,8 +29,54 @@ pub const MAX_SLOTS: u32 = 1 << 16;
 /// Longest cgroup name kept, in bytes (the kernel's `NAME_MAX`).
 pub const NAME_MAX: usize = 255;
 
-/// Marks an entry of a row-key array (`SYS_META`, `ERR_META`) as used; the key is in the bits below.
-pub const META_USED: u64 = 1 << 63;
+/// Marks the key of a row (`SYS_KEYS`, `ERR_KEYS`) as used; the key is in the bits below.
+pub const KEY_USED: u64 = 1 << 63;
+
+/// Syscall rows that are made at a time.
+pub const SYSCALL_CHUNK: u32 = 1024;
+/// Slot rows that are made at a time.
+pub const SLOT_CHUNK: u32 = 512;
+/// Chunks of a table at most.
+pub const CHUNKS: u32 = 256;
+/// The first chunk of private slot rows. Before it are the slots' own.
+pub const FIRST_PRIVATE_SLOT_CHUNK: u32 = MAX_SLOTS / SLOT_CHUNK;
+
+/// The key of a private row: which word of which CPU's sets names it, counted over all CPUs, and whose row it is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrivateKey {
+    /// The word.
+    pub way: u32,
+    /// The key that the sets know: see [`ways`].
+    pub of: u32,
+}
+
+impl PrivateKey {
+    const MARK: u64 = KEY_USED | 1 << 62;
+
+    /// As it is kept.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        Self::MARK | (self.way as u64) << 32 | self.of as u64
+    }
+
+    /// What a row's key says if the row is private.
+    pub const fn unpack(key: u64) -> Option<Self> {
+        if key & Self::MARK != Self::MARK {
+            return None;
+        }
+        Some(Self { way: (key >> 32) as u32 & 0x3fff_ffff, of: key as u32 })
+    }
+}
+
+/// The queues of private rows that nobody uses, and how many are left in each. Written by the programs alone, atomically.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct PrivateLeft {
+    /// Syscall rows, then slot rows: what is in the queue.
+    pub left: [u64; 2],
+    /// What was ever taken.
+    pub taken: [u64; 2],
+}
 
 /// A field of a row: what the agent's columns and its reading derive from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +93,6 @@ pub struct Field {
 macro_rules! rows {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$about:meta])* pub $field:ident: $type:ty,)+ })+) => {$(
         $(#[$meta])*
-        #[repr(C)]
         #[derive(Clone, Copy, Debug)]
         pub struct $name { $($(#[$about])* pub $field: $type,)+ }
 
@@ -62,11 +108,12 @@ macro_rules! rows {
 }
 
 rows! {
-    /// Counters of one (slot, syscall) on one shard.
+    /// Counters of one (slot, syscall), shared or private.
     ///
     /// `calls`, `other_errors`, `sum_ns`, `denied` and `buckets` are written by `sys_enter`/`sys_exit` alone, `blocked_ns`
-    /// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments are exact
-    /// while a shard belongs to one CPU; shards shared by CPUs are written with atomic adds.
+    /// by `sched_switch` alone (interrupts off). Neither can interrupt itself on one CPU, so plain increments of a CPU's
+    /// private row are exact; shared rows are written with atomic adds.
+    #[repr(C, align(64))]
     pub struct SyscallRow {
         /// Entries into the syscall, and calls that were answered before.
         pub calls: u64,
@@ -82,9 +129,10 @@ rows! {
         pub buckets: [u32; histogram::BUCKETS],
     }
 
-    /// Counters of one slot on one shard.
+    /// Counters of one slot, shared or private, whole cache lines. What is atomic is in the shared row alone.
     ///
     /// Written by scheduler hooks with interrupts off unless the field says otherwise.
+    #[repr(C, align(64))]
     pub struct SlotRow {
         /// Time on a CPU, nanoseconds. Writers: `sched_switch`, `flush_cpu` (which cannot interrupt each other).
         pub cpu_ns: u64,
@@ -104,8 +152,7 @@ rows! {
         pub exec: u64,
         /// Processes whose last thread exited (`sched_process_exit`, process context).
         pub exited: u64,
-        /// Live tasks whose state is bound to this slot, as a wrapping difference per shard: only the sum over shards
-        /// means anything. Atomic: written from several contexts.
+        /// Live tasks whose state is bound to this slot. Atomic: written from several contexts.
         pub tasks: u64,
         /// Moves of a task or a process into a cgroup of this slot (`cgroup_attach_task`, `cgroup_transfer_tasks`). Atomic.
         pub moved_in: u64,
@@ -133,14 +180,15 @@ rows! {
         pub wait_buckets: [u32; histogram::BUCKETS],
     }
 
-    /// Errors of one (slot, syscall, errno) on one shard, written by `sys_exit` alone.
+    /// Errors of one (slot, syscall, errno) on one shard, written by `sys_exit` alone: a shard that CPUs share, atomically.
+    #[repr(C)]
     pub struct ErrnoRow {
         /// Returns with this error.
         pub errors: u64,
     }
 }
-const _: () = assert!(size_of::<SyscallRow>() == 512, "a row got a field: write its new size here, 8 more");
-const _: () = assert!(size_of::<SlotRow>() == 632, "a row got a field: write its new size here, 8 more");
+const _: () = assert!(size_of::<SyscallRow>() == 512, "a row got a field: write its new size here, 64 more");
+const _: () = assert!(size_of::<SlotRow>() == 640, "a row got a field: write its new size here, 64 more");
 
 /// States of a slot, `SlotInfo::state`.
 pub mod slot_state {

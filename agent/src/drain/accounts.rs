@@ -17,19 +17,17 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    /// Accounts that hold nothing, for `slots` slots and a pool of so much of each [`Resource`].
+    /// Accounts that hold nothing, for `slots` slots, and a pool that has nothing.
+    pub(super) fn new(taken: Region, given: Region, slots: u32) -> Accounts {
+        Accounts { taken, given, pool: slots }
+    }
+
+    /// Puts more of a resource into the pool.
     ///
     /// # Errors
     /// The kernel refused access to the map.
-    pub(super) fn new(
-        taken: Region,
-        given: Region,
-        slots: u32,
-        capacity: [u64; RESOURCES],
-    ) -> io::Result<Accounts> {
-        let mut accounts = Accounts { taken, given, pool: slots };
-        accounts.given.store(slots, &capacity)?;
-        Ok(accounts)
+    pub(super) fn add(&mut self, resource: Resource, count: u64) -> io::Result<()> {
+        self.give_to(self.pool, resource, count)
     }
 
     /// Brings copies up to date.
@@ -68,13 +66,15 @@ impl Accounts {
     /// # Errors
     /// The kernel refused access to the map.
     pub(super) fn give(&mut self, account: u32, resource: Resource, count: u64) -> io::Result<()> {
-        for element in [account, self.pool] {
-            let mut values: [u64; RESOURCES] =
-                std::array::from_fn(|i| self.given.load(element, size_of::<u64>() * i));
-            values[resource as usize] = values[resource as usize].wrapping_add(count);
-            self.given.store(element, &values)?;
-        }
-        Ok(())
+        self.give_to(account, resource, count)?;
+        self.give_to(self.pool, resource, count)
+    }
+
+    fn give_to(&mut self, element: u32, resource: Resource, count: u64) -> io::Result<()> {
+        let mut values: [u64; RESOURCES] =
+            std::array::from_fn(|i| self.given.load(element, size_of::<u64>() * i));
+        values[resource as usize] = values[resource as usize].wrapping_add(count);
+        self.given.store(element, &values)
     }
 
     /// Puts one on an account, which the agent takes for it.

@@ -3,18 +3,19 @@
 mod accounts;
 mod batch;
 mod rows;
+mod tables;
 
 use std::mem::offset_of;
 
 use accounts::Accounts;
 pub use batch::{Batch, Birth, Delta, Deltas, Subject};
 use kernmeter_abi::{
-    CgroupRef, FIRST_SLOT, Holdings, LOSSES, META_USED, Resource, SLOT_HOST, SLOT_OVERFLOW, SlotInfo,
-    SlotRow, TOTALS, slot_state,
+    CgroupRef, FIRST_SLOT, Holdings, LOSSES, Resource, SLOT_HOST, SLOT_OVERFLOW, SlotInfo, SlotRow, TOTALS,
+    slot_state,
 };
-use rows::Rows;
+pub use rows::Additions;
+use tables::Tables;
 
-use crate::catalog::RowKind;
 use crate::config::ReadMode;
 use crate::kernel::maps::{MapAccessError, PerCpuCounters};
 use crate::kernel::region::Region;
@@ -61,11 +62,7 @@ pub struct Existing<'a> {
 pub struct Drain {
     plan: Plan,
     infos: Region,
-    slots: Rows,
-    syscalls: Rows,
-    errors: Rows,
-    sys_meta: Region,
-    err_meta: Region,
+    tables: Tables,
     accounts: Accounts,
     totals: PerCpuCounters<TOTALS>,
     losses: PerCpuCounters<LOSSES>,
@@ -74,54 +71,28 @@ pub struct Drain {
     root_slots_at_last_pass: u64,
 }
 
-/// The key under which programs find a row.
-const fn index_key(slot: u32, subject: Subject) -> u64 {
-    match subject {
-        Subject::Slot => slot as u64,
-        Subject::Syscall(syscall) => (slot as u64) << 16 | syscall as u64,
-        Subject::Errno(syscall, errno) => (slot as u64) << 32 | (syscall as u64) << 16 | errno as u64,
-    }
-}
-
 impl Drain {
-    /// Opens the maps of a loaded kernel side and fills the free queues. The root cgroup is slot 0.
+    /// Opens the maps of a loaded kernel side, makes the first rows and fills the free queues. The root cgroup is slot 0.
     ///
     /// # Errors
     /// A map is missing, or the kernel refuses access to it.
-    pub fn open(kernel: &Kernel, root_cgroup: u64, mode: ReadMode) -> Result<Drain, LoadError> {
+    pub fn open(kernel: &mut Kernel, root_cgroup: u64, mode: ReadMode) -> Result<Drain, LoadError> {
         let plan = *kernel.plan();
         let region = |name: &'static str, element: usize, entries: u32| {
             let region = Region::open(kernel.array_fd(name)?, element, entries, mode);
             region.map_err(MapAccessError::of(name)).map_err(LoadError::Map)
         };
-        let rows = |kind: RowKind, name: &'static str, rows: u32| {
-            let region = region(name, kind.size(), rows * plan.shards)?;
-            Ok::<_, LoadError>(Rows::new(kind, region, rows, plan.shards))
-        };
         let infos = region("SLOTS", size_of::<SlotInfo>(), plan.slots)?;
-        let mut slots = rows(RowKind::Slot, "SLOT_ROWS", plan.slots)?;
-        let syscalls = rows(RowKind::Syscall, "SYS_ROWS", plan.syscall_rows)?;
-        let errors = rows(RowKind::Errno, "ERR_ROWS", plan.errno_rows)?;
-        let sys_meta = region("SYS_META", 8, plan.syscall_rows)?;
-        let err_meta = region("ERR_META", 8, plan.errno_rows)?;
-        let pool =
-            [u64::from(plan.slots - FIRST_SLOT), u64::from(plan.syscall_rows), u64::from(plan.errno_rows), 0];
         let [taken, given] =
             ["TAKEN", "GIVEN"].map(|name| region(name, size_of::<Holdings>(), plan.slots + 1));
-        let accounts = Accounts::new(taken?, given?, plan.slots, pool).map_err(MapAccessError::of("GIVEN"))?;
+        let accounts = Accounts::new(taken?, given?, plan.slots);
         let mut lives = vec![Life::Free; plan.slots as usize];
-        for slot in [SLOT_HOST, SLOT_OVERFLOW] {
-            lives[slot as usize] = Life::Live;
-            slots.meet(slot, slot, Subject::Slot);
-        }
+        lives[SLOT_HOST as usize] = Life::Live;
+        lives[SLOT_OVERFLOW as usize] = Life::Live;
         let mut drain = Drain {
             plan,
             infos,
-            slots,
-            syscalls,
-            errors,
-            sys_meta,
-            err_meta,
+            tables: Tables::open(kernel, mode)?,
             accounts,
             totals: PerCpuCounters::open(kernel, "TOTALS", mode)?,
             losses: PerCpuCounters::open(kernel, "LOSSES", mode)?,
@@ -129,10 +100,7 @@ impl Drain {
             pass: 0,
             root_slots_at_last_pass: 0,
         };
-        // Everything is free at the start.
-        kernel.push(Queue::Slots, FIRST_SLOT, plan.slots - FIRST_SLOT)?;
-        kernel.push(Queue::SyscallRows, 0, plan.syscall_rows)?;
-        kernel.push(Queue::ErrnoRows, 0, plan.errno_rows)?;
+        drain.grow(kernel)?;
         // Rows of what has no workload are on an account of their own.
         let mut overflow = [0u64; size_of::<SlotInfo>() / 8];
         overflow[offset_of!(SlotInfo, account) / 8] = SLOT_OVERFLOW.into();
@@ -143,7 +111,16 @@ impl Drain {
 
     /// Whether rows are read without system calls.
     pub fn is_mapped(&self) -> bool {
-        self.syscalls.is_mapped()
+        self.tables.is_mapped()
+    }
+
+    /// Makes rows where few are free, as far as the plan goes.
+    ///
+    /// # Errors
+    /// The kernel refused; what there is stays in use.
+    pub fn grow(&mut self, kernel: &mut Kernel) -> Result<(), MapAccessError> {
+        self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
+        self.tables.grow(kernel, &mut self.accounts)
     }
 
     /// Gives a cgroup that exists already a slot, unless it is part of a workload, has one already, or its account holds more
@@ -246,7 +223,22 @@ impl Drain {
 
     /// Rows in use and to be had: (syscall rows, errno rows).
     pub fn rows_used(&self) -> (u32, u32) {
-        (self.syscalls.len(), self.errors.len())
+        self.tables.used()
+    }
+
+    /// Private rows in use: of syscalls, of slots.
+    pub fn private_rows(&self) -> (u32, u32) {
+        self.tables.private()
+    }
+
+    /// Private rows that CPUs ever took.
+    pub fn private_rows_taken(&self) -> u64 {
+        self.tables.private_taken()
+    }
+
+    /// Events that were counted, by the kind of row they were added to.
+    pub fn additions(&self) -> Additions {
+        self.tables.additions()
     }
 
     /// Whether root makes cgroups so fast that slots would run out before the next pass is due. What others make comes off
@@ -282,12 +274,12 @@ impl Drain {
         self.refresh()?;
         self.root_slots_at_last_pass = self.accounts.root_slots();
         self.read_slots(batch);
-        self.discover_rows();
-        for rows in [&mut self.slots, &mut self.syscalls, &mut self.errors] {
-            rows.read(&mut batch.rows);
-        }
+        let lives = &self.lives;
+        self.tables.discover(now_ns, |slot| lives.get(slot as usize).is_some_and(|life| *life != Life::Free));
+        self.tables.read(now_ns, &mut batch.rows);
         batch.totals_after = self.totals()?;
         batch.losses = self.losses.sum()?;
+        self.tables.reclaim(kernel, self.pass, now_ns)?;
         self.recycle(kernel, batch)
     }
 
@@ -301,18 +293,9 @@ impl Drain {
 
     /// Brings what is copied rather than mapped up to date.
     fn refresh(&mut self) -> Result<(), MapAccessError> {
-        for (name, region) in
-            [("SLOTS", &mut self.infos), ("SYS_META", &mut self.sys_meta), ("ERR_META", &mut self.err_meta)]
-        {
-            region.refresh().map_err(MapAccessError::of(name))?;
-        }
+        self.infos.refresh().map_err(MapAccessError::of("SLOTS"))?;
         self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
-        for (name, rows) in
-            [("SLOT_ROWS", &mut self.slots), ("SYS_ROWS", &mut self.syscalls), ("ERR_ROWS", &mut self.errors)]
-        {
-            rows.refresh().map_err(MapAccessError::of(name))?;
-        }
-        Ok(())
+        self.tables.refresh()
     }
 
     /// Finds slots with new owners and slots whose cgroup went away.
@@ -331,7 +314,7 @@ impl Drain {
                     name,
                 });
                 self.lives[slot as usize] = Life::Live;
-                self.slots.meet(slot, slot, Subject::Slot);
+                self.tables.meet_slot(slot);
             }
             if self.lives[slot as usize] == Life::Live && state == slot_state::DEAD {
                 self.lives[slot as usize] = Life::Dead(self.pass);
@@ -342,30 +325,9 @@ impl Drain {
         batch.births.sort_by_key(|birth| birth.cgroup_id);
     }
 
-    /// Finds rows with new keys. Rows of a slot that got its owner after [`read_slots`](Self::read_slots) looked are left to
-    /// the next pass, which knows whose they are.
-    fn discover_rows(&mut self) {
-        let owned = |slot: u32| self.lives.get(slot as usize).is_some_and(|life| *life != Life::Free);
-        for row in 0..self.plan.syscall_rows {
-            let key = self.sys_meta.load(row, 0);
-            let (slot, syscall) = ((key & !META_USED) >> 16, key as u32 & 0xffff);
-            if key & META_USED != 0 && owned(slot as u32) {
-                self.syscalls.meet(row, slot as u32, Subject::Syscall(syscall));
-            }
-        }
-        for row in 0..self.plan.errno_rows {
-            let key = self.err_meta.load(row, 0);
-            let (slot, syscall, errno) =
-                ((key & !META_USED) >> 32, (key >> 16) as u32 & 0xffff, key as u32 & 0xffff);
-            if key & META_USED != 0 && owned(slot as u32) {
-                self.errors.meet(row, slot as u32, Subject::Errno(syscall, errno));
-            }
-        }
-    }
-
     /// Live tasks bound to a slot, as of the last look.
     fn tasks(&self, slot: u32) -> u64 {
-        self.slots.last(slot, offset_of!(SlotRow, tasks))
+        self.tables.last_of_slot(slot, offset_of!(SlotRow, tasks))
     }
 
     /// Moves dead slots towards the free queue.
@@ -402,27 +364,12 @@ impl Drain {
 
     /// Clears a slot's rows and gives all of them back. Every count in them was read by this pass.
     fn free(&mut self, kernel: &Kernel, slot: u32) -> Result<(), MapAccessError> {
-        let syscalls = self.syscalls.forget(slot);
-        let errors = self.errors.forget(slot);
+        let freed = self.tables.free(kernel, slot)?;
         let given = [
             (Resource::Slots, 1),
-            (Resource::SyscallRows, syscalls.len() as u64),
-            (Resource::ErrnoRows, errors.len() as u64),
+            (Resource::SyscallRows, freed.syscall_rows),
+            (Resource::ErrnoRows, freed.errno_rows),
         ];
-        for (row, subject) in syscalls {
-            kernel.remove_syscall(index_key(slot, subject) as u32)?;
-            self.syscalls.clear(row).map_err(MapAccessError::of("SYS_ROWS"))?;
-            self.sys_meta.clear(row).map_err(MapAccessError::of("SYS_META"))?;
-            kernel.push(Queue::SyscallRows, row, 1)?;
-        }
-        for (row, subject) in errors {
-            kernel.remove_errno(index_key(slot, subject))?;
-            self.errors.clear(row).map_err(MapAccessError::of("ERR_ROWS"))?;
-            self.err_meta.clear(row).map_err(MapAccessError::of("ERR_META"))?;
-            kernel.push(Queue::ErrnoRows, row, 1)?;
-        }
-        self.slots.forget(slot);
-        self.slots.clear(slot).map_err(MapAccessError::of("SLOT_ROWS"))?;
         let account = self.account(slot);
         let generation = self.infos.load_u32(slot, offset_of!(SlotInfo, generation));
         self.clear_info(slot, generation.wrapping_add(1))?;

@@ -13,7 +13,7 @@ pub use start::StartError;
 use crate::attribute::{Attribution, Balance};
 use crate::audit::{Audit, Comparison, Reading, cpu_stat};
 use crate::config::Config;
-use crate::drain::{Batch, Drain, SlotCounts};
+use crate::drain::{Additions, Batch, Drain, SlotCounts};
 use crate::host::{has_tickless_cpus, possible_cpus};
 use crate::identity::path::printable;
 use crate::identity::pods::{PodCache, PodEvent, Wanted};
@@ -95,7 +95,7 @@ impl Engine {
             Kernel::load(plan, &constants, config.kernel.attach, &probes::chosen(&config.kernel))?;
         // Before the rows are mapped: on a small host both at once would be too much.
         release_free_memory();
-        let mut drain = Drain::open(&kernel, ROOT_CGROUP, config.kernel.read)?;
+        let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
         let mut registry = start::registry(config);
         let attribution = Attribution::new(plan.slots, start::patience(config), &mut registry, &identifier);
         start::attach(&mut kernel, &mut drain, &hierarchy)?;
@@ -157,8 +157,11 @@ impl Engine {
         })
     }
 
-    /// Whether slots may run out before the next pass is due.
-    pub fn is_pressed(&mut self) -> bool {
+    /// Makes room where little is left; says whether slots may run out before the next pass is due.
+    pub fn look(&mut self) -> bool {
+        if let Err(error) = self.drain.grow(&mut self.kernel) {
+            tracing::warn!(%error, "no more rows can be made: what finds none is counted without detail, or more slowly");
+        }
         self.drain.is_pressed().unwrap_or(false)
     }
 
@@ -261,6 +264,16 @@ impl Engine {
     /// Rows in use: syscall rows, errno rows.
     pub fn rows_used(&self) -> (u32, u32) {
         self.drain.rows_used()
+    }
+
+    /// Private rows in use: (of syscalls, of slots).
+    pub fn private_rows(&self) -> (u32, u32) {
+        self.drain.private_rows()
+    }
+
+    /// Events that were counted, by the kind of row they were added to.
+    pub fn additions(&self) -> Additions {
+        self.drain.additions()
     }
 
     /// Slots and what became of them: waiting, refused, given up.

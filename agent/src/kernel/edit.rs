@@ -22,6 +22,10 @@ pub enum Queue {
     SyscallRows,
     /// Errno rows.
     ErrnoRows,
+    /// Private syscall rows.
+    PrivateSyscallRows,
+    /// Private slot rows.
+    PrivateSlotRows,
 }
 
 /// A change of a table or a queue.
@@ -35,6 +39,7 @@ enum Edit {
     ErrnoRemove(u64),
     SlotPop,
     Push { queue: Queue, first: u32, count: u32 },
+    WaySet(u32, u64),
 }
 
 impl Edit {
@@ -42,8 +47,9 @@ impl Edit {
     fn arguments(self) -> [u64; 3] {
         let (change, key, value) = match self {
             Self::CgroupGet(id) => (edit::CGROUP_GET, id, 0),
-            Self::CgroupSet(id, own) => (edit::CGROUP_SET, id, own.pack()),
-            Self::CgroupAdd(id, own) => (edit::CGROUP_ADD, id, own.pack()),
+            Self::CgroupSet(id, own) => (edit::CGROUP_SET, id, own.pack().into()),
+            Self::CgroupAdd(id, own) => (edit::CGROUP_ADD, id, own.pack().into()),
+            Self::WaySet(way, word) => (edit::WAY_SET, way.into(), word),
             Self::CgroupRemove(id) => (edit::CGROUP_REMOVE, id, 0),
             Self::SyscallRemove(key) => (edit::SYSCALL_REMOVE, key.into(), 0),
             Self::ErrnoRemove(key) => (edit::ERRNO_REMOVE, key, 0),
@@ -53,11 +59,13 @@ impl Edit {
                     Queue::Slots => edit::SLOT_PUSH,
                     Queue::SyscallRows => edit::SYSCALL_PUSH,
                     Queue::ErrnoRows => edit::ERRNO_PUSH,
+                    Queue::PrivateSyscallRows => edit::PRIVATE_SYSCALL_PUSH,
+                    Queue::PrivateSlotRows => edit::PRIVATE_SLOT_PUSH,
                 };
-                (change, first.into(), count)
+                (change, first.into(), count.into())
             }
         };
-        [change.into(), key, value.into()]
+        [change.into(), key, value]
     }
 }
 
@@ -144,5 +152,13 @@ impl Kernel {
             from += count;
         }
         Ok(())
+    }
+
+    /// Writes a word of a CPU's sets that names a private row, or that is retired: see [`kernmeter_abi::ways`].
+    ///
+    /// # Errors
+    /// As [`Kernel::cgroup`].
+    pub fn set_way(&self, way: u32, word: u64) -> Result<(), MapAccessError> {
+        self.edit(Edit::WaySet(way, word)).map(drop)
     }
 }

@@ -7,6 +7,7 @@ use aya::programs::{Iter, RawTracePoint, RawTracePointRunOptions};
 use aya::{Btf, Ebpf, EbpfLoader, TestRun as _};
 use aya_log::EbpfLogger;
 
+pub mod chunks;
 mod edit;
 pub mod event;
 pub mod hook;
@@ -205,7 +206,7 @@ impl Kernel {
         }
     }
 
-    /// Every map with its size. The memory is what the kernel charges, all of it from the start.
+    /// Every map with its size. The memory is what the kernel charges; of a table that grows, that of its chunks so far.
     pub fn map_sizes(&self) -> &[MapSize] {
         &self.sizes
     }
@@ -255,14 +256,17 @@ fn load_object(plan: &Plan, constants: &Constants) -> Result<Ebpf, LoadError> {
     for (name, value) in &constants.values {
         loader.override_global(name, value, true);
     }
-    let shard_mask = plan.shards - 1;
-    let shared = u32::from(plan.shared);
+    let shard_mask = plan.errno_shards - 1;
+    let shared = u32::from(plan.errnos_are_shared());
+    let set_mask = plan.sets - 1;
+    let alone = u32::from(plan.is_alone());
     loader
         .override_global("N_SLOTS", &plan.slots, true)
-        .override_global("N_SYS_ROWS", &plan.syscall_rows, true)
         .override_global("N_ERR_ROWS", &plan.errno_rows, true)
         .override_global("SHARD_MASK", &shard_mask, true)
-        .override_global("SHARED", &shared, true);
+        .override_global("SHARED", &shared, true)
+        .override_global("SET_MASK", &set_mask, true)
+        .override_global("ALONE", &alone, true);
     for (map, entries) in plan.map_entries() {
         loader.map_max_entries(map, entries);
     }
@@ -309,6 +313,7 @@ fn data_of(map: &Map) -> Option<&MapData> {
         | Map::HashMap(data)
         | Map::PerCpuArray(data)
         | Map::Queue(data)
+        | Map::ArrayOfMaps(data)
         | Map::RingBuf(data)
         | Map::Unsupported(data) => Some(data),
         _ => None,

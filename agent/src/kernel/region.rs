@@ -13,7 +13,8 @@ use crate::config::ReadMode;
 /// The elements of one array map.
 pub struct Region {
     memory: Memory,
-    fd: OwnedFd,
+    /// Of a copied region: a mapping needs none, and there may be hundreds.
+    fd: Option<OwnedFd>,
     element: usize,
     entries: u32,
 }
@@ -111,9 +112,9 @@ impl Region {
             ReadMode::Auto => Mapping::new(words, libc::MAP_SHARED, fd.as_raw_fd()),
             ReadMode::Batch => None,
         };
-        let memory = match mapped {
-            Some(mapping) => Memory::Mapped(mapping),
-            None => Memory::Copied((0..words).map(|_| AtomicU64::new(0)).collect()),
+        let (memory, fd) = match mapped {
+            Some(mapping) => (Memory::Mapped(mapping), None),
+            None => (Memory::Copied((0..words).map(|_| AtomicU64::new(0)).collect()), Some(fd)),
         };
         let mut region = Region { memory, fd, element, entries };
         region.refresh()?;
@@ -130,7 +131,7 @@ impl Region {
     /// # Errors
     /// The kernel refused the lookup.
     pub fn refresh(&mut self) -> io::Result<()> {
-        let Memory::Copied(words) = &mut self.memory else { return Ok(()) };
+        let (Memory::Copied(words), Some(fd)) = (&mut self.memory, &self.fd) else { return Ok(()) };
         let mut keys = vec![0u32; self.entries as usize];
         let mut last = 0u32;
         let mut attr = BatchAttr {
@@ -139,7 +140,7 @@ impl Region {
             keys: keys.as_mut_ptr().expose_provenance() as u64,
             values: words.as_mut_ptr().expose_provenance() as u64,
             count: self.entries,
-            map_fd: self.fd.as_raw_fd() as u32,
+            map_fd: fd.as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };
@@ -195,11 +196,9 @@ impl Region {
         for (i, value) in element.iter().enumerate() {
             self.word(index, 8 * i).store(*value, Ordering::Release);
         }
-        if self.is_mapped() {
-            return Ok(());
-        }
+        let Some(fd) = &self.fd else { return Ok(()) };
         let attr = ElementAttr {
-            map_fd: self.fd.as_raw_fd() as u32,
+            map_fd: fd.as_raw_fd() as u32,
             pad: 0,
             key: (&raw const index).expose_provenance() as u64,
             value: element.as_ptr().expose_provenance() as u64,
@@ -243,7 +242,7 @@ mod tests {
 
     /// A region without a map behind it.
     fn region(memory: Memory) -> Region {
-        let fd = File::open("/dev/null").unwrap().into();
+        let fd = Some(File::open("/dev/null").unwrap().into());
         Region { memory, fd, element: ELEMENT, entries: ENTRIES }
     }
 

@@ -1,7 +1,11 @@
-//! In: possible CPUs, a memory budget, wishes; out: how large each map is. Does no I/O.
+//! In: possible CPUs, a memory budget, wishes; out: how large each map is, at the start and at most. Does no I/O.
 
 use kernmeter_abi::task::TaskState;
-use kernmeter_abi::{CgroupRef, FIRST_SLOT, Holdings, MAX_SLOTS, SlotInfo, SlotRow, SyscallRow};
+use kernmeter_abi::ways::WAYS;
+use kernmeter_abi::{
+    CHUNKS, CgroupRef, FIRST_PRIVATE_SLOT_CHUNK, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK,
+    SYSCALL_CHUNK, SlotInfo, SlotRow, SyscallRow, Totals,
+};
 
 /// What the configuration asks for; `None` lets the plan choose.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,31 +14,37 @@ pub struct Wishes {
     pub budget: u64,
     /// Slots.
     pub slots: Option<u32>,
-    /// Syscall rows.
+    /// Shared syscall rows.
     pub syscall_rows: Option<u32>,
     /// Errno rows.
     pub errno_rows: Option<u32>,
+    /// Private rows of each kind.
+    pub private_rows: Option<u32>,
     /// Whether the kernel keeps no state of tasks for programs, so that a table must.
     pub task_table: bool,
 }
 
-/// Sizes of the maps.
+/// Sizes of the maps. Rows are made by chunks when they are needed: these are the most there will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Copies of each row, a power of two.
-    pub shards: u32,
-    /// Whether CPUs share shards, so that the programs add atomically.
-    pub shared: bool,
-    /// Slots, the two reserved ones included.
-    pub slots: u32,
-    /// Syscall rows.
-    pub syscall_rows: u32,
-    /// Errno rows.
-    pub errno_rows: u32,
-    /// Tasks whose state is kept in a table; 0 where the kernel keeps it.
-    pub tasks: u32,
     /// Possible CPUs the plan is for.
     pub cpus: u32,
+    /// Slots, the two reserved ones included.
+    pub slots: u32,
+    /// Shared syscall rows: one for each slot and system call.
+    pub syscall_rows: u32,
+    /// Private syscall rows, of all CPUs together.
+    pub private_syscall_rows: u32,
+    /// Private slot rows, of all CPUs together.
+    pub private_slot_rows: u32,
+    /// Sets of words by which each CPU finds its private rows, a power of two.
+    pub sets: u32,
+    /// Errno rows.
+    pub errno_rows: u32,
+    /// Copies of each errno row, a power of two. CPUs share copies if there are fewer than CPUs.
+    pub errno_shards: u32,
+    /// Tasks whose state is kept in a table; 0 where the kernel keeps it.
+    pub tasks: u32,
 }
 
 /// The budget cannot hold even the smallest maps, or what was asked for.
@@ -52,14 +62,17 @@ pub struct TooSmall {
     pub what: &'static str,
 }
 
-/// Chosen where the budget allows: 4,094 workloads at a time with a syscall or two each, or a few hundred busy ones.
+/// Chosen where the budget allows: 4,094 workloads at a time.
 const SLOTS: u32 = 4096;
-const SYSCALL_ROWS: u32 = 8192;
 const ERRNO_ROWS: u32 = 4096;
 /// Below these a host is not metered usefully.
 const MIN_SLOTS: u32 = 64;
-const MIN_SYSCALL_ROWS: u32 = 256;
 const MIN_ERRNO_ROWS: u32 = 128;
+/// What there is of each at the start. More is made while less than half of it is free.
+const START_SLOTS: u32 = 4 * SLOT_CHUNK;
+const START_SYSCALL_ROWS: u32 = 2 * SYSCALL_CHUNK;
+/// Entries of the first index of syscall rows. A second is made if there are more rows.
+const FIRST_INDEX: u32 = 8192;
 /// However few slots there are, a host may have this many cgroups.
 const MIN_CGROUPS: u32 = 4096;
 /// Tasks the table has room for at most, and at least.
@@ -67,8 +80,15 @@ const TASKS: u64 = 65_536;
 const MIN_TASKS: u64 = 1024;
 /// Share of the budget that the table of tasks takes at most.
 const TASKS_SHARE: u64 = 4;
-/// Shards beyond this many bring nothing: an uncontended atomic add costs a few nanoseconds.
-const MIN_SHARDS: u32 = 8;
+/// Words for as many rows as a busy host of 16 CPUs has: 100 containers with 20 system calls each, four times.
+const MAX_SETS: u32 = 2048;
+const MIN_SETS: u32 = 16;
+/// Share of the budget that all sets take at most.
+const SETS_SHARE: u64 = 32;
+/// Copies of errno rows beyond this many bring nothing.
+const MAX_ERRNO_SHARDS: u32 = 64;
+/// Eighths of what is left for rows that shared ones may take; private ones have the rest.
+const SHARED_EIGHTHS: u64 = 5;
 
 /// Share of the host's memory that the tables may take at most.
 const MEMORY_SHARE: u64 = 8;
@@ -81,6 +101,16 @@ pub fn budget_on(total_memory: u64, configured: u64) -> u64 {
 /// An entry of a preallocated hash beyond key and value (`struct htab_elem` and its bucket), rounded up.
 const HASH_OVERHEAD: u64 = 64;
 
+/// Bytes of a hash.
+const fn hash(entries: u64, key_and_value: usize) -> u64 {
+    entries * (key_and_value as u64 + HASH_OVERHEAD)
+}
+
+/// Bytes of a chunk of syscall rows, with their keys.
+const SYSCALL_CHUNK_BYTES: u64 = SYSCALL_CHUNK as u64 * (size_of::<SyscallRow>() as u64 + 8);
+/// Bytes of a chunk of slot rows, with their keys.
+const SLOT_CHUNK_BYTES: u64 = SLOT_CHUNK as u64 * (size_of::<SlotRow>() as u64 + 8);
+
 /// Tasks whose state these bytes hold.
 fn tasks_within(bytes: u64) -> u32 {
     (bytes / (8 + size_of::<TaskState>() as u64 + HASH_OVERHEAD)).clamp(MIN_TASKS, TASKS) as u32
@@ -89,7 +119,37 @@ fn tasks_within(bytes: u64) -> u32 {
 impl Plan {
     /// Entries of the cgroup table: those with a slot have one, and those that root made and that found none.
     pub fn cgroups(&self) -> u32 {
-        self.slots.saturating_mul(4).max(MIN_CGROUPS)
+        self.slots.saturating_mul(2).max(MIN_CGROUPS)
+    }
+
+    /// Slots there are from the start.
+    pub fn start_slots(&self) -> u32 {
+        self.slots.min(START_SLOTS)
+    }
+
+    /// Shared syscall rows there are from the start.
+    pub fn start_syscall_rows(&self) -> u32 {
+        self.syscall_rows.min(START_SYSCALL_ROWS)
+    }
+
+    /// Entries of the index of syscall rows.
+    pub fn index(&self) -> u32 {
+        self.syscall_rows.min(FIRST_INDEX)
+    }
+
+    /// Entries of the second index; 0 if the first has room for all.
+    pub fn second_index(&self) -> u32 {
+        self.syscall_rows - self.index()
+    }
+
+    /// Whether several CPUs write one copy of an errno row.
+    pub fn errnos_are_shared(&self) -> bool {
+        self.errno_shards < self.cpus
+    }
+
+    /// Whether there is a single CPU, which shares nothing.
+    pub fn is_alone(&self) -> bool {
+        self.cpus == 1
     }
 
     /// Every map whose size depends on the machine, but for the table of tasks, and its entries.
@@ -98,78 +158,130 @@ impl Plan {
             ("CPU_SINCE", self.cpus),
             ("TOTALS", self.cpus),
             ("LOSSES", self.cpus),
+            ("SETS", self.cpus * self.sets),
             ("CGROUPS", self.cgroups()),
             ("SLOT_FREE", self.slots),
             ("SLOTS", self.slots),
             ("TAKEN", self.slots + 1),
             ("GIVEN", self.slots + 1),
-            ("SLOT_ROWS", self.slots * self.shards),
-            ("SYS_INDEX", self.syscall_rows),
+            ("SYS_INDEX", self.index()),
             ("SYS_FREE", self.syscall_rows),
-            ("SYS_META", self.syscall_rows),
-            ("SYS_ROWS", self.syscall_rows * self.shards),
+            ("SYS_PRIVATE", self.private_syscall_rows.max(1)),
+            ("SLOT_PRIVATE", self.private_slot_rows.max(1)),
             ("ERR_INDEX", self.errno_rows),
             ("ERR_FREE", self.errno_rows),
-            ("ERR_META", self.errno_rows),
-            ("ERR_ROWS", self.errno_rows * self.shards),
+            ("ERR_KEYS", self.errno_rows),
+            ("ERR_ROWS", self.errno_rows * self.errno_shards),
         ]
     }
 
-    /// Estimated kernel memory of all maps, bytes. The true figure is a metric.
-    pub fn bytes(&self) -> u64 {
-        let (slots, rows, errnos) =
-            (u64::from(self.slots), u64::from(self.syscall_rows), u64::from(self.errno_rows));
-        let shards = u64::from(self.shards);
-        let hash = |entries: u64, kv: usize| entries * (kv as u64 + HASH_OVERHEAD);
+    /// Bytes of what does not grow.
+    fn fixed_bytes(&self) -> u64 {
+        let (slots, errnos, cpus) =
+            (u64::from(self.slots), u64::from(self.errno_rows), u64::from(self.cpus));
+        let own = size_of::<Totals>() + size_of::<Losses>() + size_of::<SlotInfo>() + 64;
         slots * (size_of::<SlotInfo>() as u64 + 4 + 2 * size_of::<Holdings>() as u64)
-            + shards
-                * (slots * size_of::<SlotRow>() as u64 + rows * size_of::<SyscallRow>() as u64 + errnos * 8)
-            + (rows + errnos) * (8 + 4)
+            + errnos * (8 * u64::from(self.errno_shards) + 8 + 4)
             + hash(u64::from(self.cgroups()), 8 + size_of::<CgroupRef>())
-            + hash(rows, 8)
+            + hash(u64::from(self.index()), 8)
             + hash(errnos, 16)
             + hash(u64::from(self.tasks), 8 + size_of::<TaskState>())
-            + u64::from(self.cpus) * 4096
+            + 4 * u64::from(self.syscall_rows + self.private_syscall_rows + self.private_slot_rows)
+            + cpus * (u64::from(self.sets) * 8 * WAYS as u64 + own as u64)
     }
 
-    /// Plans for a machine. What the wishes fix stays; the rest shrinks until the budget holds it: first shards (which
-    /// costs a little time per event), then rows, then slots.
+    fn rows_bytes(&self, slots: u32, syscalls: u32, private_syscalls: u32, private_slots: u32) -> u64 {
+        let chunks = |rows: u32, chunk: u32| u64::from(rows.div_ceil(chunk));
+        (chunks(slots, SLOT_CHUNK) + chunks(private_slots, SLOT_CHUNK)) * SLOT_CHUNK_BYTES
+            + (chunks(syscalls, SYSCALL_CHUNK) + chunks(private_syscalls, SYSCALL_CHUNK)) * SYSCALL_CHUNK_BYTES
+    }
+
+    /// Estimated kernel memory of all maps on a host where little happens, bytes. The true figure is a metric.
+    pub fn bytes_at_start(&self) -> u64 {
+        let private = |most: u32, chunk: u32| most.min(chunk);
+        self.fixed_bytes()
+            + self.rows_bytes(
+                self.start_slots(),
+                self.start_syscall_rows(),
+                private(self.private_syscall_rows, SYSCALL_CHUNK),
+                private(self.private_slot_rows, SLOT_CHUNK),
+            )
+    }
+
+    /// The same with all that may be made, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.fixed_bytes()
+            + self.rows_bytes(self.slots, self.syscall_rows, self.private_syscall_rows, self.private_slot_rows)
+            + hash(self.second_index().into(), 8)
+    }
+
+    /// Plans for a machine. What the wishes fix stays; the rest shrinks until the budget holds it: first what makes adding
+    /// cheap, then slots, then errno rows. What is left is for rows.
     ///
     /// # Errors
     /// [`TooSmall`] if even the smallest plan does not fit.
     pub fn new(cpus: u32, wishes: &Wishes) -> Result<Plan, TooSmall> {
+        let cpus = cpus.max(1);
+        let in_share = (wishes.budget / SETS_SHARE / (8 * WAYS as u64 * u64::from(cpus))).max(1);
         let mut plan = Plan {
-            shards: cpus.max(1).next_power_of_two(),
-            shared: false,
-            slots: wishes.slots.unwrap_or(SLOTS).clamp(FIRST_SLOT + 1, MAX_SLOTS - 1),
-            syscall_rows: wishes.syscall_rows.unwrap_or(SYSCALL_ROWS).max(1),
-            errno_rows: wishes.errno_rows.unwrap_or(ERRNO_ROWS).max(1),
-            tasks: if wishes.task_table { tasks_within(wishes.budget / TASKS_SHARE) } else { 0 },
             cpus,
+            slots: wishes.slots.unwrap_or(SLOTS).clamp(FIRST_SLOT + 1, MAX_SLOTS - 1),
+            syscall_rows: 0,
+            private_syscall_rows: 0,
+            private_slot_rows: 0,
+            sets: (1u32 << in_share.ilog2().min(31)).clamp(MIN_SETS, MAX_SETS),
+            errno_rows: wishes.errno_rows.unwrap_or(ERRNO_ROWS).max(1),
+            errno_shards: cpus.next_power_of_two().min(MAX_ERRNO_SHARDS),
+            tasks: if wishes.task_table { tasks_within(wishes.budget / TASKS_SHARE) } else { 0 },
         };
-        while plan.bytes() > wishes.budget {
-            if plan.shards > MIN_SHARDS {
-                plan.shards /= 2;
-                plan.shared = true;
-            } else if wishes.syscall_rows.is_none() && plan.syscall_rows > MIN_SYSCALL_ROWS {
-                plan.syscall_rows /= 2;
+        let mut has_private = cpus > 1 && wishes.private_rows != Some(0);
+        loop {
+            plan.share_out(wishes, has_private);
+            if plan.syscall_rows > 0 && plan.bytes() <= wishes.budget {
+                return Ok(plan);
+            }
+            if plan.errno_shards > 1 && plan.errno_shards > plan.cpus.min(8) {
+                plan.errno_shards /= 2;
+            } else if plan.sets > MIN_SETS {
+                plan.sets /= 2;
+            } else if has_private {
+                has_private = false;
             } else if wishes.slots.is_none() && plan.slots > MIN_SLOTS {
                 plan.slots /= 2;
             } else if wishes.errno_rows.is_none() && plan.errno_rows > MIN_ERRNO_ROWS {
                 plan.errno_rows /= 2;
-            } else if plan.shards > 1 {
-                plan.shards /= 2;
-                plan.shared = true;
+            } else if plan.errno_shards > 1 {
+                plan.errno_shards /= 2;
             } else {
-                let what = if wishes.slots.or(wishes.syscall_rows).or(wishes.errno_rows).is_some() {
-                    "the sizes asked for"
-                } else {
-                    "the smallest maps"
-                };
+                let fixed = wishes.slots.or(wishes.syscall_rows).or(wishes.errno_rows).or(wishes.private_rows);
+                let what = if fixed.is_some() { "the sizes asked for" } else { "the smallest maps" };
+                plan.syscall_rows = plan.syscall_rows.max(1);
                 return Err(TooSmall { budget: wishes.budget, needed: plan.bytes(), what });
             }
         }
-        Ok(plan)
+    }
+
+    /// Shares out among rows what the budget leaves.
+    fn share_out(&mut self, wishes: &Wishes, has_private: bool) {
+        (self.syscall_rows, self.private_syscall_rows, self.private_slot_rows) = (0, 0, 0);
+        let index = hash(FIRST_INDEX.into(), 8);
+        let taken = self.fixed_bytes() + index + self.rows_bytes(self.slots, 0, 0, 0);
+        let left = wishes.budget.saturating_sub(taken);
+        // A number in a queue is 4 bytes; a shared row has an entry in an index, too.
+        let shared_chunk = SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 4 + hash(SYSCALL_CHUNK.into(), 8);
+        let chunks = |bytes: u64, chunk: u64| (bytes / chunk).min(u64::from(CHUNKS / 2)) as u32;
+        let eighths = if has_private { SHARED_EIGHTHS } else { 8 };
+        // A budget too small for a chunk more still has one.
+        let shared = chunks(left * eighths / 8, shared_chunk).max(u32::from(left >= shared_chunk));
+        self.syscall_rows = wishes.syscall_rows.map_or(shared * SYSCALL_CHUNK, |rows| rows.max(1));
+        if has_private {
+            let left = wishes.budget.saturating_sub(self.bytes() + index);
+            let slots = chunks(left / 4, SLOT_CHUNK_BYTES + u64::from(SLOT_CHUNK) * 4);
+            let syscalls = chunks(left * 3 / 4, SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 4);
+            let most = wishes.private_rows.unwrap_or(u32::MAX);
+            self.private_slot_rows = (slots.min(CHUNKS - FIRST_PRIVATE_SLOT_CHUNK) * SLOT_CHUNK).min(most);
+            self.private_syscall_rows = (syscalls * SYSCALL_CHUNK).min(most);
+        }
     }
 }
 
@@ -179,22 +291,53 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn on(cpus: u32, budget: u64) -> Plan {
+        Plan::new(cpus, &Wishes { budget, ..Wishes::default() }).unwrap()
+    }
+
+    /// Possible CPUs, budget and the most that an idle host may take, MiB; then the least rows there must be at most: shared and
+    /// private syscall rows.
+    const TABLE: [(u32, u64, u64, u32, u32); 16] = [
+        (1, 64, 8, 60_000, 0),
+        (2, 64, 8, 60_000, 20_000),
+        (4, 64, 8, 60_000, 20_000),
+        (8, 64, 10, 55_000, 20_000),
+        (16, 64, 16, 55_000, 20_000),
+        (64, 64, 32, 50_000, 20_000),
+        (128, 64, 32, 50_000, 20_000),
+        (512, 64, 64, 50_000, 20_000),
+        (1024, 64, 64, 40_000, 10_000),
+        (2, 1024, 8, 131_072, 131_072),
+        (512, 1024, 64, 131_072, 131_072),
+        (2, 16, 8, 8192, 2048),
+        (16, 16, 16, 8192, 2048),
+        (2, 8, 8, 2048, 0),
+        (2, 4, 4, 1024, 0),
+        (64, 8, 8, 1024, 0),
+    ];
+
     #[test]
-    fn fits_every_machine() {
-        for cpus in [1, 2, 3, 4, 8, 16, 64, 128, 256, 512, 1024] {
-            let plan = Plan::new(cpus, &Wishes { budget: 64 * MIB, ..Wishes::default() }).unwrap();
-            assert!(plan.bytes() <= 64 * MIB, "{cpus} CPUs: {plan:?}");
-            assert!(plan.shards.is_power_of_two());
-            assert_eq!(plan.shared, plan.shards < cpus);
-            assert!(plan.slots >= 1024 && plan.syscall_rows >= 2048, "{cpus} CPUs: {plan:?}");
+    fn every_machine_and_budget_has_its_sizes() {
+        for (cpus, budget, idle, shared, private) in TABLE {
+            let plan = on(cpus, budget * MIB);
+            let told = format!(
+                "{cpus} CPUs, {budget} MiB: {} KiB idle, {} KiB at most, {plan:?}",
+                plan.bytes_at_start() / 1024,
+                plan.bytes() / 1024
+            );
+            println!("{told}");
+            assert!(plan.bytes() <= budget * MIB, "{told}");
+            assert!(plan.bytes_at_start() <= idle * MIB && plan.bytes_at_start() <= plan.bytes(), "{told}");
+            assert!(plan.syscall_rows >= shared && plan.private_syscall_rows >= private, "{told}");
+            assert!(plan.sets.is_power_of_two() && plan.errno_shards.is_power_of_two(), "{told}");
+            assert!(plan.slots >= 64, "{told}");
         }
     }
 
     #[test]
     fn a_small_host_gets_small_tables() {
         assert_eq!(budget_on(8 << 30, 64 * MIB), 64 * MIB);
-        let plan =
-            Plan::new(2, &Wishes { budget: budget_on(94 * MIB, 64 * MIB), ..Wishes::default() }).unwrap();
+        let plan = on(2, budget_on(94 * MIB, 64 * MIB));
         assert!(plan.bytes() <= 94 * MIB / 8, "{plan:?}");
         assert!(plan.slots >= 1024 && plan.syscall_rows >= 2048, "{plan:?}");
     }
@@ -207,26 +350,18 @@ mod tests {
         assert!(plan.bytes() <= 64 * MIB, "{plan:?}");
         let plan = Plan::new(2, &Wishes { budget: 8 * MIB, ..wishes }).unwrap();
         assert!((10_000..20_000).contains(&plan.tasks) && plan.bytes() <= 8 * MIB, "{plan:?}");
-        assert_eq!(Plan::new(2, &Wishes { budget: 64 * MIB, ..Wishes::default() }).unwrap().tasks, 0);
-    }
-
-    #[test]
-    fn small_machines_get_a_shard_each() {
-        let plan = Plan::new(2, &Wishes { budget: 64 * MIB, ..Wishes::default() }).unwrap();
-        assert_eq!((plan.shards, plan.shared, plan.slots, plan.syscall_rows), (2, false, 4096, 8192));
+        assert_eq!(on(2, 64 * MIB).tasks, 0);
     }
 
     #[test]
     fn wishes_are_kept_or_refused() {
-        let wishes = Wishes {
-            budget: 8 * MIB,
-            slots: Some(100),
-            syscall_rows: None,
-            errno_rows: Some(7),
-            task_table: false,
-        };
+        let wishes = Wishes { budget: 8 * MIB, slots: Some(100), errno_rows: Some(7), ..Wishes::default() };
         let plan = Plan::new(2, &wishes).unwrap();
         assert_eq!((plan.slots, plan.errno_rows), (100, 7));
+        let plan = Plan::new(2, &Wishes { syscall_rows: Some(70), private_rows: Some(0), ..wishes }).unwrap();
+        assert_eq!((plan.syscall_rows, plan.private_syscall_rows, plan.private_slot_rows), (70, 0, 0));
+        let plan = Plan::new(2, &Wishes { private_rows: Some(9), budget: 64 * MIB, ..wishes }).unwrap();
+        assert_eq!((plan.private_syscall_rows, plan.private_slot_rows), (9, 9));
         let refused = Plan::new(2, &Wishes { budget: MIB, slots: Some(60_000), ..Wishes::default() });
         assert!(refused.unwrap_err().to_string().contains("kernel.memory_budget"));
         assert!(Plan::new(2, &Wishes { budget: 1000, ..Wishes::default() }).is_err());

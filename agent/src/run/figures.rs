@@ -66,13 +66,19 @@ fn slots_and_maps(own: &SelfMetrics, engine: &Engine) {
     own.set_slots(slots.free.into(), slots.live.into(), slots.dead.into());
     own.set_slots_recycled(engine.slot_generations());
     let (syscall_rows, errno_rows) = engine.rows_used();
+    let (private_syscall_rows, private_slot_rows) = engine.private_rows();
+    own.set_private_rows(private_syscall_rows.into(), private_slot_rows.into());
+    let additions = engine.additions();
+    own.set_row_events(additions.private, additions.shared);
     let maps = engine.kernel().map_sizes().iter().map(|size| MapUsage {
         map: &size.name,
         // Of the others nobody counts the entries, or they are always all in use.
         entries: match size.name.as_str() {
-            "SLOTS" | "SLOT_ROWS" => Some(u64::from(slots.live + slots.dead)),
-            "SYS_INDEX" | "SYS_META" | "SYS_ROWS" => Some(syscall_rows.into()),
-            "ERR_INDEX" | "ERR_META" | "ERR_ROWS" => Some(errno_rows.into()),
+            "SLOTS" => Some(u64::from(slots.live + slots.dead)),
+            "SLOT_ROWS" => Some(u64::from(slots.live + slots.dead + private_slot_rows)),
+            "SLOT_KEYS" => Some(private_slot_rows.into()),
+            "SYS_ROWS" | "SYS_KEYS" => Some(u64::from(syscall_rows + private_syscall_rows)),
+            "ERR_INDEX" | "ERR_KEYS" | "ERR_ROWS" => Some(errno_rows.into()),
             "SLOT_FREE" => Some(slots.free.into()),
             _ => None,
         },

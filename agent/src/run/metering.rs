@@ -83,7 +83,7 @@ impl Metering {
                     self.drain();
                 }
                 _ = pressure_tick.tick() => {
-                    if self.engine.borrow_mut().is_pressed() {
+                    if self.engine.borrow_mut().look() {
                         drained = Instant::now();
                         self.drain();
                     }

@@ -147,6 +147,10 @@ families! {
     slots: Gauge "kernmeter_slots" [] ["state"] "Slots of accounting in the kernel, by state.";
     slots_recycled: Counter "kernmeter_slots_recycled" [] []
         "Slots cleared and given back after their cgroup was removed and its last counts were read.";
+    private_rows: Gauge "kernmeter_private_rows" [] ["kind"]
+        "Rows of counters that a CPU has for itself, by what they count: system calls or slots.";
+    row_events: Counter "kernmeter_row_events" [] ["row"]
+        "System calls and switches that were counted, by the kind of row they were added to: a private one, of one CPU, or one that CPUs share, which is dearer.";
     sample: Gauge "kernmeter_sample" ["ratio"] []
         "Share of system calls whose duration is measured. This version samples nothing: always 1.";
     degradation: Gauge "kernmeter_degradation_level" [] ["signal", "reason"]
@@ -270,6 +274,16 @@ impl SelfMetrics {
     pub fn set_slots(&self, free: u64, live: u64, dead: u64) {
         let rows = [(["free"], free.into()), (["live"], live.into()), (["dead"], dead.into())];
         self.families().slots.replace(rows);
+    }
+
+    /// Private rows in use.
+    pub fn set_private_rows(&self, syscalls: u64, slots: u64) {
+        self.families().private_rows.replace([(["syscall"], syscalls.into()), (["slot"], slots.into())]);
+    }
+
+    /// Events counted so far in private rows, and in shared ones.
+    pub fn set_row_events(&self, private: u64, shared: u64) {
+        self.families().row_events.replace([(["private"], private.into()), (["shared"], shared.into())]);
     }
 
     /// Run time and runs of the kernel programs as `(program, seconds, runs)`, all that ever ran while the kernel counted.

@@ -21,7 +21,7 @@ mod moves;
 mod processes;
 mod prometheus;
 mod retirement;
-mod shards;
+mod rows;
 mod time;
 mod unentered;
 mod workers;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         access::trials(),
         input::trials(),
         cli::trials(),
-        shards::trials(),
+        rows::trials(),
     ]
     .into_iter()
     .flatten()
