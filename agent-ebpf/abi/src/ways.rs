@@ -72,9 +72,9 @@ pub fn step(word: impl Fn(usize) -> u64, key: u32) -> Step {
         if is_ours && word & NAMES_ROW == 0 {
             return if (word as u32 as u64) < WORTH { Step::Write(place, word + 1) } else { Step::Claim(place) };
         }
-        if word == 0 {
+        if word == 0 && free == WAYS {
             free = place;
-        } else if word & NAMES_ROW == 0 {
+        } else if word != 0 && word & NAMES_ROW == 0 {
             rival = place;
         }
         place += 1;
