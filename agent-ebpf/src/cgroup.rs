@@ -9,7 +9,7 @@ use kernmeter_abi::{CgroupRef, Loss, NAME_MAX, Resource, SLOT_OVERFLOW, SlotInfo
 use crate::kernel::{self, Cgroup, Task};
 use crate::maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS};
 use crate::quota::Refusal;
-use crate::{quota, row, slot, task};
+use crate::{moves, quota, row, slot, task};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const NOEXIST: u64 = 1;
@@ -162,6 +162,7 @@ fn moved(ctx: &BtfTracePointContext) {
     if !cgroup.is_default_hierarchy() {
         return;
     }
+    moves::add();
     row::count(Total::Moved, 1);
     if let Some(row) = row::shared_of_slot(slot::of_cgroup(cgroup)) {
         row::add_atomic(&mut row.moved_in, 1);

@@ -236,6 +236,12 @@ impl Task {
             || self.read::<u32>(&OFF_TASK_PTRACE) != 0
     }
 
+    /// Address of the set of cgroups the task is in: see [`crate::moves`].
+    #[inline(always)]
+    pub fn cgroup_set(self) -> u64 {
+        self.read(&OFF_TASK_CGROUPS)
+    }
+
     /// The task's cgroup in the default hierarchy.
     #[inline(always)]
     pub fn cgroup(self) -> Cgroup {

@@ -23,16 +23,19 @@ use kernmeter_abi::task::{
 
 use crate::kernel::Task;
 pub use crate::store::{current, find};
-use crate::{row, slot, store};
+use crate::{moves, row, slot, store};
 
 /// Makes a state for a task that had none a moment ago. Also says whether it is this one that the kernel added.
 #[inline(always)]
 fn set_up<'a>(task: Task, runtime_ns: u64) -> Option<(&'a mut TaskState, bool)> {
+    // The number of moves first: one that comes in between is then seen.
+    let (moves, cgroup_set) = (moves::count(), task.cgroup_set());
     let cgroup = task.cgroup();
     let found = slot::find(cgroup);
     let slot = found.slot;
     let state = TaskState {
         cgroup_id: cgroup.id(),
+        cgroup_set,
         enter_ns: 0,
         wake_ns: 0,
         off_ns: 0,
@@ -46,6 +49,8 @@ fn set_up<'a>(task: Task, runtime_ns: u64) -> Option<(&'a mut TaskState, bool)> 
         flags: TaskState::BOUND,
         payer: slot,
         borrows: found.is_borrowed.into(),
+        moves,
+        padding: 0,
     };
     let (ours, state) = store::create(task, &state);
     // Also if it has ended already, which took it away from the slot.
@@ -184,18 +189,39 @@ pub fn note_move(task: Task) {
 /// for that, as one is for the call: a dead slot outlasts two passes, and each pass binds the tasks that run.
 #[inline(always)]
 pub fn bind_payer(state: &mut TaskState, task: Task) {
+    if is_where_it_was(state, task) {
+        state.payer = state.slot;
+        return;
+    }
+    let (moves, cgroup_set) = (moves::count(), task.cgroup_set());
     let cgroup = task.cgroup();
-    state.payer = if cgroup.id() == state.cgroup_id { state.slot } else { slot::of_cgroup(cgroup) };
+    state.payer = if cgroup.id() == state.cgroup_id {
+        (state.moves, state.cgroup_set) = (moves, cgroup_set);
+        state.slot
+    } else {
+        slot::of_cgroup(cgroup)
+    };
+}
+
+/// Whether the task is known to be in the cgroup it is bound to.
+#[inline(always)]
+fn is_where_it_was(state: &TaskState, task: Task) -> bool {
+    state.cgroup_set == task.cgroup_set() && state.moves == moves::count()
 }
 
 /// Binds the task to the slot of the cgroup it is in now. Only to be called outside a syscall: a call is billed, with
 /// its errors and all its duration and block time, to the workload that entered it.
 #[inline(always)]
 pub fn rebind(state: &mut TaskState, task: Task) {
+    // Overflow and a borrowed slot are looked up again each time: the agent may have found a slot for the cgroup since.
+    let may_have_changed = state.slot == SLOT_OVERFLOW || state.borrows != 0;
+    if is_where_it_was(state, task) && !may_have_changed {
+        return;
+    }
+    (state.moves, state.cgroup_set) = (moves::count(), task.cgroup_set());
     let cgroup = task.cgroup();
     let cgroup_id = cgroup.id();
-    // Overflow and a borrowed slot are looked up again each time: the agent may have found a slot for the cgroup since.
-    if cgroup_id != state.cgroup_id || state.slot == SLOT_OVERFLOW || state.borrows != 0 {
+    if cgroup_id != state.cgroup_id || may_have_changed {
         state.cgroup_id = cgroup_id;
         let found = slot::find(cgroup);
         let slot = found.slot;

@@ -31,6 +31,8 @@ pub const MOVED_SETTLING: u64 = u64::MAX;
 pub struct TaskState {
     /// The cgroup the slot was looked up for: ids are not reused, pointers are.
     pub cgroup_id: u64,
+    /// Address of the task's set of cgroups when it was seen to be in that cgroup.
+    pub cgroup_set: u64,
     /// When the current call was entered, nanoseconds of `CLOCK_MONOTONIC`; 0 outside one.
     pub enter_ns: u64,
     /// When the task became runnable; 0 while it is not waiting for a CPU.
@@ -58,8 +60,12 @@ pub struct TaskState {
     pub payer: u32,
     /// Not 0 if the slot is that of a cgroup above, for want of one of its own: it may get one.
     pub borrows: u32,
+    /// How many moves of tasks there had been by then, modulo 2^32.
+    pub moves: u32,
+    /// Nothing: a state is laid out in words of 8 bytes.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<TaskState>() == 112);
+const _: () = assert!(size_of::<TaskState>() == 128);
 
 impl TaskState {
     /// The task is counted in its slot. Gone after the task's last switch.
