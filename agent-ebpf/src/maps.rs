@@ -62,12 +62,12 @@ pub static ERR_META: Array<u64, 16, MMAPABLE> = Array::new();
 #[btf_map]
 pub static ERR_ROWS: Array<u64, 16, MMAPABLE> = Array::new();
 
-/// The independent totals.
+/// `[cpu]` -> the independent totals. Not per-CPU arrays, as the agent reads these as memory: see [`crate::edit`].
 #[btf_map]
-pub static TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
-/// What was lost, by reason.
+pub static TOTALS: Array<Totals, 1, MMAPABLE> = Array::new();
+/// `[cpu]` -> what was lost, by reason.
 #[btf_map]
-pub static LOSSES: PerCpuArray<Losses, 1> = PerCpuArray::new();
+pub static LOSSES: Array<Losses, 1, MMAPABLE> = Array::new();
 /// `[cpu]` -> when the task (or the idle task) now on the CPU was last accounted. Not a per-CPU array: another CPU clears the
 /// entry of one that was offline.
 #[btf_map]

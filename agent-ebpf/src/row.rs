@@ -51,7 +51,7 @@ pub fn observe(buckets: &mut [u32; kernmeter_abi::histogram::BUCKETS], ns: u64) 
 /// now, so that a message can be sent rarely.
 #[inline(always)]
 pub fn lose(reason: Loss) -> u64 {
-    let Some(losses) = LOSSES.get_ptr_mut(0) else { return 0 };
+    let Some(losses) = LOSSES.get_ptr_mut(kernel::cpu()) else { return 0 };
     // SAFETY: a live map value; the index is a constant below the array's length.
     let field = unsafe { &mut (*losses).values[reason as usize] };
     add_atomic(field, 1);
@@ -61,8 +61,8 @@ pub fn lose(reason: Loss) -> u64 {
 /// Adds one to an independent total that hooks share which interrupt each other.
 #[inline(always)]
 pub fn count_atomic(total: Total) {
-    if let Some(totals) = TOTALS.get_ptr_mut(0) {
-        // SAFETY: a live per-CPU map value; the index is a constant below the array's length.
+    if let Some(totals) = TOTALS.get_ptr_mut(kernel::cpu()) {
+        // SAFETY: a live map value of this CPU; the index is a constant below the array's length.
         add_atomic(unsafe { &mut (*totals).values[total as usize] }, 1);
     }
 }
@@ -70,8 +70,8 @@ pub fn count_atomic(total: Total) {
 /// Adds to an independent total of one hook, or of hooks that never interrupt each other.
 #[inline(always)]
 pub fn count(total: Total, value: u64) {
-    if let Some(totals) = TOTALS.get_ptr_mut(0) {
-        // SAFETY: a live per-CPU map value; the index is a constant below the array's length.
+    if let Some(totals) = TOTALS.get_ptr_mut(kernel::cpu()) {
+        // SAFETY: a live map value of this CPU; the index is a constant below the array's length.
         let field = unsafe { &mut (*totals).values[total as usize] };
         *field = field.wrapping_add(value);
     }

@@ -10,6 +10,7 @@
 
 use core::mem::offset_of;
 
+pub mod edit;
 pub mod errno;
 pub mod histogram;
 pub mod syscall_key;
@@ -233,6 +234,18 @@ pub struct CgroupRef {
 const _: () = assert!(size_of::<CgroupRef>() == 8);
 
 impl CgroupRef {
+    /// Slot and flags in one number, never [`edit::NONE`].
+    #[inline(always)]
+    pub const fn pack(self) -> u32 {
+        self.slot | self.flags << 16
+    }
+
+    /// What [`pack`](Self::pack) made one number of.
+    #[inline(always)]
+    pub const fn unpack(packed: u32) -> Self {
+        Self { slot: packed & 0xffff, flags: packed >> 16 }
+    }
+
     /// Children of this cgroup are part of the same workload and share its slot.
     pub const INHERIT: u32 = 1;
     /// This is a pod of Kubernetes: containers in it that get no slot share its.
@@ -416,8 +429,8 @@ numbered! {
 pub const TOTALS: usize = 24;
 const _: () = assert!(Total::ALL.len() <= TOTALS, "no room for another total: raise `TOTALS`");
 
-/// The independent totals of one CPU.
-#[repr(C)]
+/// The independent totals of one CPU, whole cache lines.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct Totals {
     /// Indexed by [`Total`].
@@ -428,8 +441,8 @@ pub struct Totals {
 pub const LOSSES: usize = 16;
 const _: () = assert!(Loss::ALL.len() <= LOSSES, "no room for another loss: raise `LOSSES`");
 
-/// The loss counters of one CPU.
-#[repr(C)]
+/// The loss counters of one CPU, whole cache lines.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct Losses {
     /// Indexed by [`Loss`].

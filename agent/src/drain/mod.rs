@@ -4,7 +4,6 @@ mod accounts;
 mod batch;
 mod rows;
 
-use std::io;
 use std::mem::offset_of;
 
 use accounts::Accounts;
@@ -17,15 +16,10 @@ use rows::Rows;
 
 use crate::catalog::RowKind;
 use crate::config::ReadMode;
-use crate::kernel::maps::{FreeQueue, MapAccessError, PerCpuCounters, Table};
+use crate::kernel::maps::{MapAccessError, PerCpuCounters};
 use crate::kernel::region::Region;
 use crate::kernel::size::Plan;
-use crate::kernel::{Kernel, LoadError};
-
-/// The map's name with an I/O error.
-fn io_error(map: &'static str) -> impl Fn(io::Error) -> MapAccessError {
-    move |error| MapAccessError { map, reason: error.to_string() }
-}
+use crate::kernel::{Kernel, LoadError, Queue};
 
 /// What we know of a slot's life. Each step to the right takes at least a pass, so that counts made while one pass ran are
 /// read by the next before anything is cleared.
@@ -73,25 +67,11 @@ pub struct Drain {
     sys_meta: Region,
     err_meta: Region,
     accounts: Accounts,
-    cgroups: Table<u64, u64>,
-    sys_index: Table<u32, u32>,
-    err_index: Table<u64, u32>,
-    slot_free: FreeQueue,
-    sys_free: FreeQueue,
-    err_free: FreeQueue,
     totals: PerCpuCounters<TOTALS>,
     losses: PerCpuCounters<LOSSES>,
     lives: Vec<Life>,
     pass: u64,
     root_slots_at_last_pass: u64,
-}
-
-const fn pack(reference: CgroupRef) -> u64 {
-    reference.slot as u64 | (reference.flags as u64) << 32
-}
-
-const fn unpack(value: u64) -> CgroupRef {
-    CgroupRef { slot: value as u32, flags: (value >> 32) as u32 }
 }
 
 /// The key under which programs find a row.
@@ -108,11 +88,11 @@ impl Drain {
     ///
     /// # Errors
     /// A map is missing, or the kernel refuses access to it.
-    pub fn open(kernel: &mut Kernel, root_cgroup: u64, mode: ReadMode) -> Result<Drain, LoadError> {
+    pub fn open(kernel: &Kernel, root_cgroup: u64, mode: ReadMode) -> Result<Drain, LoadError> {
         let plan = *kernel.plan();
         let region = |name: &'static str, element: usize, entries: u32| {
             let region = Region::open(kernel.array_fd(name)?, element, entries, mode);
-            region.map_err(io_error(name)).map_err(LoadError::Map)
+            region.map_err(MapAccessError::of(name)).map_err(LoadError::Map)
         };
         let rows = |kind: RowKind, name: &'static str, rows: u32| {
             let region = region(name, kind.size(), rows * plan.shards)?;
@@ -128,7 +108,7 @@ impl Drain {
             [u64::from(plan.slots - FIRST_SLOT), u64::from(plan.syscall_rows), u64::from(plan.errno_rows), 0];
         let [taken, given] =
             ["TAKEN", "GIVEN"].map(|name| region(name, size_of::<Holdings>(), plan.slots + 1));
-        let accounts = Accounts::new(taken?, given?, plan.slots, pool).map_err(io_error("GIVEN"))?;
+        let accounts = Accounts::new(taken?, given?, plan.slots, pool).map_err(MapAccessError::of("GIVEN"))?;
         let mut lives = vec![Life::Free; plan.slots as usize];
         for slot in [SLOT_HOST, SLOT_OVERFLOW] {
             lives[slot as usize] = Life::Live;
@@ -143,33 +123,22 @@ impl Drain {
             sys_meta,
             err_meta,
             accounts,
-            cgroups: Table::take(kernel, "CGROUPS")?,
-            sys_index: Table::take(kernel, "SYS_INDEX")?,
-            err_index: Table::take(kernel, "ERR_INDEX")?,
-            slot_free: FreeQueue::take(kernel, "SLOT_FREE")?,
-            sys_free: FreeQueue::take(kernel, "SYS_FREE")?,
-            err_free: FreeQueue::take(kernel, "ERR_FREE")?,
-            totals: PerCpuCounters::take(kernel, "TOTALS")?,
-            losses: PerCpuCounters::take(kernel, "LOSSES")?,
+            totals: PerCpuCounters::open(kernel, "TOTALS", mode)?,
+            losses: PerCpuCounters::open(kernel, "LOSSES", mode)?,
             lives,
             pass: 0,
             root_slots_at_last_pass: 0,
         };
-        drain.fill_queues()?;
+        // Everything is free at the start.
+        kernel.push(Queue::Slots, FIRST_SLOT, plan.slots - FIRST_SLOT)?;
+        kernel.push(Queue::SyscallRows, 0, plan.syscall_rows)?;
+        kernel.push(Queue::ErrnoRows, 0, plan.errno_rows)?;
         // Rows of what has no workload are on an account of their own.
         let mut overflow = [0u64; size_of::<SlotInfo>() / 8];
         overflow[offset_of!(SlotInfo, account) / 8] = SLOT_OVERFLOW.into();
-        drain.infos.store(SLOT_OVERFLOW, &overflow).map_err(io_error("SLOTS"))?;
-        let root = pack(CgroupRef { slot: SLOT_HOST, flags: 0 });
-        drain.cgroups.set(root_cgroup, root)?;
+        drain.infos.store(SLOT_OVERFLOW, &overflow).map_err(MapAccessError::of("SLOTS"))?;
+        kernel.set_cgroup(root_cgroup, CgroupRef { slot: SLOT_HOST, flags: 0 })?;
         Ok(drain)
-    }
-
-    /// Everything is free at the start.
-    fn fill_queues(&mut self) -> Result<(), MapAccessError> {
-        (FIRST_SLOT..self.plan.slots).try_for_each(|slot| self.slot_free.push(slot))?;
-        (0..self.plan.syscall_rows).try_for_each(|row| self.sys_free.push(row))?;
-        (0..self.plan.errno_rows).try_for_each(|row| self.err_free.push(row))
     }
 
     /// Whether rows are read without system calls.
@@ -184,13 +153,13 @@ impl Drain {
     /// # Errors
     /// The kernel refused access to a map. Full tables are not errors: such cgroups are billed as the kernel side bills those
     /// that find no slot.
-    pub fn adopt(&mut self, cgroup: &Existing<'_>) -> Result<bool, MapAccessError> {
-        let known = self.cgroups.get(cgroup.id).map(unpack);
+    pub fn adopt(&mut self, kernel: &Kernel, cgroup: &Existing<'_>) -> Result<bool, MapAccessError> {
+        let known = kernel.cgroup(cgroup.id)?;
         if known.is_some_and(|own| own.slot != SLOT_OVERFLOW) {
             return Ok(true);
         }
         // Below what has no slot none is looked for: that comes first.
-        let Some(parent) = self.cgroups.get(cgroup.parent_id).map(unpack) else { return Ok(true) };
+        let Some(parent) = kernel.cgroup(cgroup.parent_id)? else { return Ok(true) };
         if parent.flags & CgroupRef::INHERIT != 0 || parent.slot == SLOT_OVERFLOW {
             return Ok(true);
         }
@@ -202,9 +171,11 @@ impl Drain {
         } else {
             self.accounts.allows(above, Resource::Slots)
         };
-        let Some(slot) = is_allowed.then(|| self.slot_free.pop()).flatten() else {
+        let slot = if is_allowed { kernel.pop_slot()? } else { None };
+        let Some(slot) = slot else {
             if cgroup.is_roots && parent.flags & CgroupRef::POD == 0 {
-                self.bind(cgroup.id, CgroupRef { slot: SLOT_OVERFLOW, flags });
+                // If the table is full, its lookups fail and are counted as losses.
+                kernel.set_cgroup(cgroup.id, CgroupRef { slot: SLOT_OVERFLOW, flags })?;
             }
             return Ok(false);
         };
@@ -221,23 +192,21 @@ impl Drain {
             padded[..bytes.len()].copy_from_slice(bytes);
             *word = u64::from_ne_bytes(padded);
         }
-        self.infos.store(slot, &info).map_err(io_error("SLOTS"))?;
-        let own = pack(CgroupRef { slot, flags });
-        let bound =
-            if known.is_some() { self.cgroups.set(cgroup.id, own) } else { self.cgroups.add(cgroup.id, own) };
-        if bound.is_err() {
+        self.infos.store(slot, &info).map_err(MapAccessError::of("SLOTS"))?;
+        let own = CgroupRef { slot, flags };
+        let is_bound = if known.is_some() {
+            kernel.set_cgroup(cgroup.id, own)?
+        } else {
+            kernel.add_cgroup(cgroup.id, own)?
+        };
+        if !is_bound {
             // Created by the kernel side between the look and the insertion, or no room: the slot was not needed.
             self.clear_info(slot, generation)?;
-            self.slot_free.push(slot)?;
+            kernel.push(Queue::Slots, slot, 1)?;
             return Ok(true);
         }
-        self.accounts.charge(account, Resource::Slots).map_err(io_error("GIVEN"))?;
+        self.accounts.charge(account, Resource::Slots).map_err(MapAccessError::of("GIVEN"))?;
         Ok(true)
-    }
-
-    /// Says where a cgroup's events go. If the table is full its lookups fail, and are counted as losses.
-    fn bind(&mut self, id: u64, own: CgroupRef) {
-        let _ = self.cgroups.set(id, pack(own));
     }
 
     /// Marks a slot dead whose cgroup is known to be gone although no removal was seen (it vanished during the start-up
@@ -253,7 +222,7 @@ impl Drain {
             (0..size_of::<SlotInfo>() / 8).map(|word| self.infos.load(slot, 8 * word)).collect();
         let word = &mut info[offset_of!(SlotInfo, state) / 8];
         *word = *word & !0xffff_ffff | u64::from(slot_state::DEAD);
-        self.infos.store(slot, &info).map_err(io_error("SLOTS"))
+        self.infos.store(slot, &info).map_err(MapAccessError::of("SLOTS"))
     }
 
     /// Times each slot was given back, summed.
@@ -286,7 +255,7 @@ impl Drain {
     /// # Errors
     /// The kernel refused access to a map.
     pub fn is_pressed(&mut self) -> Result<bool, MapAccessError> {
-        self.accounts.refresh().map_err(io_error("TAKEN"))?;
+        self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
         let made = self.accounts.root_slots() - self.root_slots_at_last_pass;
         let free = self.accounts.free(Resource::Slots);
         let is_scarce = self.slot_counts().dead > 0 && free < u64::from(self.plan.slots) / 4;
@@ -319,14 +288,14 @@ impl Drain {
         }
         batch.totals_after = self.totals()?;
         batch.losses = self.losses.sum()?;
-        self.recycle(batch)
+        self.recycle(kernel, batch)
     }
 
     /// The independent totals now, summed over CPUs.
     ///
     /// # Errors
     /// The kernel refused access to a map.
-    pub fn totals(&self) -> Result<[u64; TOTALS], MapAccessError> {
+    pub fn totals(&mut self) -> Result<[u64; TOTALS], MapAccessError> {
         self.totals.sum()
     }
 
@@ -335,13 +304,13 @@ impl Drain {
         for (name, region) in
             [("SLOTS", &mut self.infos), ("SYS_META", &mut self.sys_meta), ("ERR_META", &mut self.err_meta)]
         {
-            region.refresh().map_err(io_error(name))?;
+            region.refresh().map_err(MapAccessError::of(name))?;
         }
-        self.accounts.refresh().map_err(io_error("TAKEN"))?;
+        self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
         for (name, rows) in
             [("SLOT_ROWS", &mut self.slots), ("SYS_ROWS", &mut self.syscalls), ("ERR_ROWS", &mut self.errors)]
         {
-            rows.refresh().map_err(io_error(name))?;
+            rows.refresh().map_err(MapAccessError::of(name))?;
         }
         Ok(())
     }
@@ -400,20 +369,20 @@ impl Drain {
     }
 
     /// Moves dead slots towards the free queue.
-    fn recycle(&mut self, batch: &mut Batch) -> Result<(), MapAccessError> {
+    fn recycle(&mut self, kernel: &Kernel, batch: &mut Batch) -> Result<(), MapAccessError> {
         for slot in FIRST_SLOT..self.plan.slots {
             match self.lives[slot as usize] {
                 // Tasks on their way out still hold the slot: wait for the last.
                 Life::Dead(since) if since < self.pass && self.tasks(slot) == 0 => {
                     let id = self.infos.load(slot, offset_of!(SlotInfo, cgroup_id));
-                    self.cgroups.remove(id);
+                    kernel.remove_cgroup(id)?;
                     self.lives[slot as usize] = Life::Closing(self.pass);
                 }
                 // A task may have been bound between the last look and the removal of the cgroup.
                 Life::Closing(since)
                     if since < self.pass && self.tasks(slot) == 0 && !self.has_dependents(slot) =>
                 {
-                    self.free(slot)?;
+                    self.free(kernel, slot)?;
                     batch.freed.push(slot);
                 }
                 _ => {}
@@ -432,7 +401,7 @@ impl Drain {
     }
 
     /// Clears a slot's rows and gives all of them back. Every count in them was read by this pass.
-    fn free(&mut self, slot: u32) -> Result<(), MapAccessError> {
+    fn free(&mut self, kernel: &Kernel, slot: u32) -> Result<(), MapAccessError> {
         let syscalls = self.syscalls.forget(slot);
         let errors = self.errors.forget(slot);
         let given = [
@@ -441,26 +410,26 @@ impl Drain {
             (Resource::ErrnoRows, errors.len() as u64),
         ];
         for (row, subject) in syscalls {
-            self.sys_index.remove(index_key(slot, subject) as u32);
-            self.syscalls.clear(row).map_err(io_error("SYS_ROWS"))?;
-            self.sys_meta.clear(row).map_err(io_error("SYS_META"))?;
-            self.sys_free.push(row)?;
+            kernel.remove_syscall(index_key(slot, subject) as u32)?;
+            self.syscalls.clear(row).map_err(MapAccessError::of("SYS_ROWS"))?;
+            self.sys_meta.clear(row).map_err(MapAccessError::of("SYS_META"))?;
+            kernel.push(Queue::SyscallRows, row, 1)?;
         }
         for (row, subject) in errors {
-            self.err_index.remove(index_key(slot, subject));
-            self.errors.clear(row).map_err(io_error("ERR_ROWS"))?;
-            self.err_meta.clear(row).map_err(io_error("ERR_META"))?;
-            self.err_free.push(row)?;
+            kernel.remove_errno(index_key(slot, subject))?;
+            self.errors.clear(row).map_err(MapAccessError::of("ERR_ROWS"))?;
+            self.err_meta.clear(row).map_err(MapAccessError::of("ERR_META"))?;
+            kernel.push(Queue::ErrnoRows, row, 1)?;
         }
         self.slots.forget(slot);
-        self.slots.clear(slot).map_err(io_error("SLOT_ROWS"))?;
+        self.slots.clear(slot).map_err(MapAccessError::of("SLOT_ROWS"))?;
         let account = self.account(slot);
         let generation = self.infos.load_u32(slot, offset_of!(SlotInfo, generation));
         self.clear_info(slot, generation.wrapping_add(1))?;
         self.lives[slot as usize] = Life::Free;
-        self.slot_free.push(slot)?;
+        kernel.push(Queue::Slots, slot, 1)?;
         given.into_iter().try_for_each(|(resource, count)| {
-            self.accounts.give(account, resource, count).map_err(io_error("GIVEN"))
+            self.accounts.give(account, resource, count).map_err(MapAccessError::of("GIVEN"))
         })
     }
 
@@ -468,6 +437,6 @@ impl Drain {
     fn clear_info(&mut self, slot: u32, generation: u32) -> Result<(), MapAccessError> {
         let mut info = [0u64; size_of::<SlotInfo>() / 8];
         info[offset_of!(SlotInfo, generation) / 8] = generation.into();
-        self.infos.store(slot, &info).map_err(io_error("SLOTS"))
+        self.infos.store(slot, &info).map_err(MapAccessError::of("SLOTS"))
     }
 }

@@ -95,7 +95,7 @@ impl Engine {
             Kernel::load(plan, &constants, config.kernel.attach, &probes::chosen(&config.kernel))?;
         // Before the rows are mapped: on a small host both at once would be too much.
         release_free_memory();
-        let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
+        let mut drain = Drain::open(&kernel, ROOT_CGROUP, config.kernel.read)?;
         let mut registry = start::registry(config);
         let attribution = Attribution::new(plan.slots, start::patience(config), &mut registry, &identifier);
         start::attach(&mut kernel, &mut drain, &hierarchy)?;
@@ -313,7 +313,7 @@ impl Engine {
     /// Gives slots to cgroups that found none, and ends slots whose cgroup's removal went unseen: gone in two looks in a row.
     fn reconcile(&mut self) -> Result<(), MapAccessError> {
         let Ok(walk) = self.hierarchy.walk(MOST_CGROUPS) else { return Ok(()) };
-        self.all_served = start::adopt(&walk, &mut self.drain)?;
+        self.all_served = start::adopt(&walk, &self.kernel, &mut self.drain)?;
         if walk.truncated {
             return Ok(());
         }

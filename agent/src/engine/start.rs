@@ -142,7 +142,7 @@ pub(super) fn attach(
     attach(kernel, Stage::Cgroups);
     // Twice: a cgroup made while the first walk had not yet come to its parent is found by the second.
     for _ in 0..2 {
-        adopt(&hierarchy.walk(MOST_CGROUPS)?, drain)?;
+        adopt(&hierarchy.walk(MOST_CGROUPS)?, kernel, drain)?;
     }
     attach(kernel, Stage::Tasks);
     if let Err(reason) = kernel.adopt_tasks() {
@@ -153,12 +153,12 @@ pub(super) fn attach(
 }
 
 /// Gives cgroups that exist their slots. Returns whether there were enough.
-pub(super) fn adopt(walk: &Walk, drain: &mut Drain) -> Result<bool, MapAccessError> {
+pub(super) fn adopt(walk: &Walk, kernel: &Kernel, drain: &mut Drain) -> Result<bool, MapAccessError> {
     let mut all_served = true;
     for CgroupEntry { id, parent_id, name, is_roots, .. } in &walk.entries {
         if *id != super::ROOT_CGROUP {
-            all_served &=
-                drain.adopt(&Existing { id: *id, parent_id: *parent_id, name, is_roots: *is_roots })?;
+            let cgroup = Existing { id: *id, parent_id: *parent_id, name, is_roots: *is_roots };
+            all_served &= drain.adopt(kernel, &cgroup)?;
         }
     }
     if walk.truncated {

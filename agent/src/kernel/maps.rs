@@ -1,10 +1,9 @@
-//! In: a loaded object's maps; out: typed handles to its tables, queues and per-CPU counters. Knows keys and values, not what
-//! they mean, and keeps the eBPF library's types to itself.
+//! In: a loaded object's maps; out: counters that every CPU keeps for itself, and the error of an access. Knows no counter's
+//! meaning.
 
-use aya::Pod;
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray, Queue};
-
+use super::region::Region;
 use super::{Kernel, LoadError};
+use crate::config::ReadMode;
 
 /// The kernel refused access to a map.
 #[derive(Debug, thiserror::Error)]
@@ -16,124 +15,40 @@ pub struct MapAccessError {
     pub reason: String,
 }
 
-fn refused(map: &'static str) -> impl Fn(MapError) -> MapAccessError {
-    move |error| MapAccessError { map, reason: super::chain(&error) }
-}
-
-/// Why a map of the object cannot be had.
-fn unusable(map: &'static str) -> impl Fn(MapError) -> LoadError {
-    move |error| LoadError::Map(refused(map)(error))
-}
-
-/// What a program and the agent both look things up in.
-pub struct Table<K: Pod, V: Pod> {
-    name: &'static str,
-    map: HashMap<MapData, K, V>,
-}
-
-impl<K: Pod, V: Pod> Table<K, V> {
-    /// Takes the map of this name out of the loaded object.
-    ///
-    /// # Errors
-    /// There is no such map, or it was taken already.
-    pub fn take(kernel: &mut Kernel, name: &'static str) -> Result<Self, LoadError> {
-        let map = kernel.take_map(name)?.try_into().map_err(unusable(name))?;
-        Ok(Self { name, map })
-    }
-
-    /// The value of a key.
-    pub fn get(&self, key: K) -> Option<V> {
-        self.map.get(&key, 0).ok()
-    }
-
-    /// Sets the value of a key.
-    ///
-    /// # Errors
-    /// The kernel refused; most often the table is full.
-    pub fn set(&mut self, key: K, value: V) -> Result<(), MapAccessError> {
-        self.map.insert(key, value, 0).map_err(refused(self.name))
-    }
-
-    /// Sets the value of a key that has none yet.
-    ///
-    /// # Errors
-    /// The key has a value, or the kernel refused.
-    pub fn add(&mut self, key: K, value: V) -> Result<(), MapAccessError> {
-        /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-        const NOEXIST: u64 = 1;
-        self.map.insert(key, value, NOEXIST).map_err(refused(self.name))
-    }
-
-    /// Removes a key, if it is there.
-    pub fn remove(&mut self, key: K) {
-        // The only error is that it is gone already.
-        let _ = self.map.remove(&key);
-    }
-}
-
-/// Numbers that programs and the agent take from and give back to.
-pub struct FreeQueue {
-    name: &'static str,
-    map: Queue<MapData, u32>,
-}
-
-impl FreeQueue {
-    /// Takes the map of this name out of the loaded object.
-    ///
-    /// # Errors
-    /// There is no such map, or it was taken already.
-    pub fn take(kernel: &mut Kernel, name: &'static str) -> Result<Self, LoadError> {
-        let map = kernel.take_map(name)?.try_into().map_err(unusable(name))?;
-        Ok(Self { name, map })
-    }
-
-    /// Gives a number back.
-    ///
-    /// # Errors
-    /// The kernel refused: the queue is full.
-    pub fn push(&mut self, number: u32) -> Result<(), MapAccessError> {
-        self.map.push(number, 0).map_err(refused(self.name))
-    }
-
-    /// Takes a number; `None` if there is none.
-    pub fn pop(&mut self) -> Option<u32> {
-        self.map.pop(0).ok()
+impl MapAccessError {
+    /// The error of an access to this map.
+    pub fn of(map: &'static str) -> impl Fn(std::io::Error) -> MapAccessError {
+        move |error| MapAccessError { map, reason: error.to_string() }
     }
 }
 
 /// Counters that every CPU keeps for itself.
-pub struct PerCpuCounters<const N: usize>
-where
-    [u64; N]: Pod,
-{
+pub struct PerCpuCounters<const N: usize> {
     name: &'static str,
-    map: PerCpuArray<MapData, [u64; N]>,
+    region: Region,
+    cpus: u32,
 }
 
-impl<const N: usize> PerCpuCounters<N>
-where
-    [u64; N]: Pod,
-{
-    /// Takes the map of this name out of the loaded object.
+impl<const N: usize> PerCpuCounters<N> {
+    /// Opens the map of this name of the loaded object.
     ///
     /// # Errors
-    /// There is no such map, or it was taken already.
-    pub fn take(kernel: &mut Kernel, name: &'static str) -> Result<Self, LoadError> {
-        let map = kernel.take_map(name)?.try_into().map_err(unusable(name))?;
-        Ok(Self { name, map })
+    /// There is no such map, or the kernel refuses access to it.
+    pub fn open(kernel: &Kernel, name: &'static str, mode: ReadMode) -> Result<Self, LoadError> {
+        let cpus = kernel.plan().cpus;
+        let region = Region::open(kernel.array_fd(name)?, 8 * N, cpus, mode);
+        Ok(Self { name, region: region.map_err(MapAccessError::of(name))?, cpus })
     }
 
     /// The counters, added up over all possible CPUs.
     ///
     /// # Errors
     /// The kernel refused access to the map.
-    pub fn sum(&self) -> Result<[u64; N], MapAccessError> {
-        let mut total = [0u64; N];
-        for counters in self.map.get(&0, 0).map_err(refused(self.name))?.iter() {
-            for (total, counter) in total.iter_mut().zip(counters) {
-                *total = total.wrapping_add(*counter);
-            }
-        }
-        Ok(total)
+    pub fn sum(&mut self) -> Result<[u64; N], MapAccessError> {
+        self.region.refresh().map_err(MapAccessError::of(self.name))?;
+        let sum = |counter| {
+            (0..self.cpus).fold(0u64, |sum, cpu| sum.wrapping_add(self.region.load(cpu, 8 * counter)))
+        };
+        Ok(std::array::from_fn(sum))
     }
 }

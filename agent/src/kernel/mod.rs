@@ -7,6 +7,7 @@ use aya::programs::{Iter, RawTracePoint, RawTracePointRunOptions};
 use aya::{Btf, Ebpf, EbpfLoader, TestRun as _};
 use aya_log::EbpfLogger;
 
+mod edit;
 pub mod event;
 pub mod hook;
 pub mod maps;
@@ -15,11 +16,12 @@ pub mod region;
 pub mod rejection;
 pub mod size;
 
+pub use self::edit::Queue;
 pub use self::hook::{HookState, HookStatus};
 use self::hook::{Link, MissingProgram, load_hook, program};
 use self::maps::MapAccessError;
 use self::offsets::Constants;
-use self::rejection::{Rejection, chain};
+use self::rejection::Rejection;
 use self::size::Plan;
 use crate::catalog::Probe;
 use crate::config::AttachMode;
@@ -134,6 +136,8 @@ impl Kernel {
         }
         let can_flush = load_flush(&mut ebpf)?;
         load_adopt(&mut ebpf, &btf)?;
+        let edit = program::<RawTracePoint>(&mut ebpf, edit::PROGRAM)?;
+        edit.load().map_err(|error| LoadError::Refused(Rejection::of(&error)))?;
         let sizes = map_sizes(&ebpf);
         Ok(Kernel { ebpf, links: Vec::new(), hooks, plan, can_flush, sizes })
     }
@@ -199,14 +203,6 @@ impl Kernel {
             Some(Map::Array(data)) => Ok(data.fd().as_fd()),
             _ => Err(LoadError::Missing(name)),
         }
-    }
-
-    /// Takes a map out, to own it.
-    ///
-    /// # Errors
-    /// The object has no such map, or it was taken already.
-    pub fn take_map(&mut self, name: &'static str) -> Result<Map, LoadError> {
-        self.ebpf.take_map(name).ok_or(LoadError::Missing(name))
     }
 
     /// Every map with its size. The memory is what the kernel charges, all of it from the start.

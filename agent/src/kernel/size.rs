@@ -93,9 +93,11 @@ impl Plan {
     }
 
     /// Every map whose size depends on the machine, but for the table of tasks, and its entries.
-    pub fn map_entries(&self) -> [(&'static str, u32); 15] {
+    pub fn map_entries(&self) -> [(&'static str, u32); 17] {
         [
             ("CPU_SINCE", self.cpus),
+            ("TOTALS", self.cpus),
+            ("LOSSES", self.cpus),
             ("CGROUPS", self.cgroups()),
             ("SLOT_FREE", self.slots),
             ("SLOTS", self.slots),

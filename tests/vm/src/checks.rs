@@ -404,7 +404,8 @@ fn all_arrive(agent: &Agent, tenant: &str, expected: u64) -> Result<()> {
     Err(error.context(format!("calls of `{tenant}` (events lost: {})", lost.join(", "))))
 }
 
-/// Three tenants make calls on one CPU, so that they preempt each other wherever the kernel lets them; each call is counted.
+/// Three tenants make calls on one CPU, so that they preempt each other wherever the kernel lets them, and the agent, which
+/// reads and changes maps meanwhile; each call is counted.
 fn contended() -> Result<()> {
     const CALLS: u64 = 100_000;
     const TENANTS: [&str; 3] = ["one", "two", "three"];
@@ -416,6 +417,7 @@ fn contended() -> Result<()> {
     }
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&Settings::new(&hierarchy))?;
+    machine::pin_all(agent.pid(), 0)?;
     let cgroups: Vec<_> = TENANTS.into_iter().map(|name| hierarchy.tenant(name)).collect::<Result<_>>()?;
     let mut workloads = Vec::new();
     for cgroup in &cgroups {

@@ -179,6 +179,18 @@ pub fn pin(pid: i32, cpu: usize) -> Result<()> {
     Ok(())
 }
 
+/// Binds every thread of a process to one CPU.
+///
+/// # Errors
+/// The process is gone, or the CPU is not there.
+pub fn pin_all(pid: i32, cpu: usize) -> Result<()> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let name = thread?.file_name();
+        pin(name.to_str().and_then(|name| name.parse().ok()).context("a thread without a number")?, cpu)?;
+    }
+    Ok(())
+}
+
 /// The kernel's release.
 pub fn release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()

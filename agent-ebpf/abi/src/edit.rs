@@ -1,0 +1,28 @@
+//! The changes of tables and queues that the agent has the program `edit` make: arguments are one of these, a key, a value. The
+//! result is 0, or what is said here, or [`NONE`]. Knows no map handles.
+
+/// What was asked for is not there, or the kernel refused.
+pub const NONE: u32 = u32::MAX;
+/// Numbers that one run pushes at most.
+pub const MOST_PUSHES: u32 = 512;
+
+/// Where a cgroup's events go, packed: the key is its id.
+pub const CGROUP_GET: u32 = 0;
+/// Says where a cgroup's events go: the value is packed.
+pub const CGROUP_SET: u32 = 1;
+/// The same for a cgroup that has no entry yet.
+pub const CGROUP_ADD: u32 = 2;
+/// Removes a cgroup's entry.
+pub const CGROUP_REMOVE: u32 = 3;
+/// Removes the key of a syscall row.
+pub const SYSCALL_REMOVE: u32 = 4;
+/// Removes the key of an errno row.
+pub const ERRNO_REMOVE: u32 = 5;
+/// Takes a free slot: its number.
+pub const SLOT_POP: u32 = 6;
+/// Gives slots back: the key is the first, the value how many.
+pub const SLOT_PUSH: u32 = 7;
+/// The same for syscall rows.
+pub const SYSCALL_PUSH: u32 = 8;
+/// The same for errno rows.
+pub const ERRNO_PUSH: u32 = 9;
