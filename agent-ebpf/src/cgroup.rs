@@ -166,10 +166,14 @@ fn moved(ctx: &BtfTracePointContext) {
     if let Some(row) = row::of_slot(slot::of_cgroup(cgroup)) {
         row::add_atomic(&mut row.moved_in, 1);
     }
-    // Of a whole process only its leader is told: its other threads pay where they are from the next switch or pass on.
-    let leader = Task(ctx.arg(2));
-    if let Some(state) = task::find(leader) {
-        state.moved_runtime_ns = leader.runtime();
+    // Of a whole process only its leader is told: its other threads, except the one that moves them, pay where they are from the
+    // next switch or pass on.
+    let (leader, mover) = (Task(ctx.arg(2)), task::current());
+    if mover.tgid() == leader.tgid() {
+        task::settle(mover);
+    }
+    if mover.pid() != leader.pid() {
+        task::note_move(leader);
     }
 }
 

@@ -35,13 +35,18 @@ pub fn forget(cpu: u32) {
 pub fn flush_cpu(_: RawTracePointContext) {
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    let elapsed = since_last(now);
     let current = task::current();
+    let state = task::find(current);
+    // Billing it here, too, would bill it twice. Its next switch or pass does it.
+    if state.as_deref().is_some_and(task::is_settling) {
+        return;
+    }
+    let elapsed = since_last(now);
     if current.pid() == 0 {
         row::count(Total::IdleNs, elapsed);
         return;
     }
-    let (slot, ran) = match task::find(current) {
+    let (slot, ran) = match state {
         Some(state) => {
             let ran = task::take_runtime_so_far(state, current, elapsed);
             let payer = state.payer;

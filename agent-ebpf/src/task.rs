@@ -16,7 +16,10 @@
 //! - Where a new task has a state before its hook comes by, that of the iterator, the task had perhaps no cgroup yet: the hook
 //!   binds it anew.
 use kernmeter_abi::SLOT_OVERFLOW;
-use kernmeter_abi::task::{CALL_NONE, REMEMBERED_ROWS, ROW_NONE, ROW_OVERFLOW, RUNTIME_UNKNOWN, TaskState};
+use kernmeter_abi::task::{
+    CALL_NONE, MOVED_NONE, MOVED_SETTLING, REMEMBERED_ROWS, ROW_NONE, ROW_OVERFLOW, RUNTIME_UNKNOWN,
+    TaskState,
+};
 
 use crate::kernel::Task;
 pub use crate::store::{current, find};
@@ -34,7 +37,7 @@ fn set_up<'a>(task: Task, runtime_ns: u64) -> Option<(&'a mut TaskState, bool)> 
         wake_ns: 0,
         off_ns: 0,
         runtime_ns,
-        moved_runtime_ns: 0,
+        moved_runtime_ns: MOVED_NONE,
         rows: [0; REMEMBERED_ROWS],
         origin: store::origin(task),
         slot,
@@ -115,8 +118,11 @@ pub fn slot_of(task: Task) -> u32 {
 #[inline(always)]
 pub fn take_runtime(state: &mut TaskState, task: Task, elapsed: u64) -> u64 {
     let now = task.runtime();
-    let moved = core::mem::replace(&mut state.moved_runtime_ns, 0);
-    if moved != 0 {
+    let mark = state.moved_runtime_ns;
+    // Cleared only if it was set: a mover on another CPU may set it between the two.
+    if mark != MOVED_NONE {
+        state.moved_runtime_ns = MOVED_NONE;
+        let moved = mark - 1;
         // It may have run while it was moved: what it ran before is not its new cgroup's. Nothing is larger than an unknown.
         if moved > state.runtime_ns && moved <= now {
             row::charge_cpu(state.payer, moved - state.runtime_ns);
@@ -133,6 +139,45 @@ pub fn take_runtime(state: &mut TaskState, task: Task, elapsed: u64) -> u64 {
 #[inline(always)]
 pub fn take_runtime_so_far(state: &mut TaskState, task: Task, elapsed: u64) -> u64 {
     if state.runtime_ns == RUNTIME_UNKNOWN { elapsed } else { take_runtime(state, task, elapsed) }
+}
+
+/// Whether the task, which runs on this CPU, was interrupted in [`settle`].
+#[inline(always)]
+pub fn is_settling(state: &TaskState) -> bool {
+    state.moved_runtime_ns == MOVED_SETTLING
+}
+
+/// Bills the current task, which was just moved, for what it has run: it may move itself many times before its next switch.
+/// What the scheduler has not added to its count yet is its new cgroup's, as in `cpu.stat`.
+///
+/// Preemption is off, so no switch comes in between; `flush_cpu` may, as an interrupt, and then leaves the task alone.
+#[inline(always)]
+pub fn settle(task: Task) {
+    let Some(state) = find(task) else { return };
+    // SAFETY: aligned fields of a map value that the interrupt reads and writes; volatile, for the order.
+    let before = unsafe {
+        core::ptr::write_volatile(&raw mut state.moved_runtime_ns, MOVED_SETTLING);
+        core::ptr::read_volatile(&raw const state.runtime_ns)
+    };
+    let now = task.runtime();
+    // Nothing is larger than an unknown: the clock will tell, and what it tells goes to the new cgroup.
+    if before < now {
+        row::charge_cpu(state.payer, now - before);
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut state.runtime_ns, now) };
+    }
+    bind_payer(state, task);
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut state.moved_runtime_ns, MOVED_NONE) };
+}
+
+/// Notes that the task is moved by another one, which does not hold up the CPU it may run on. Of several moves before it is
+/// billed the last counts: what it runs between two of them is billed to the cgroup that it was in before them.
+#[inline(always)]
+pub fn note_move(task: Task) {
+    if let Some(state) = find(task) {
+        state.moved_runtime_ns = task.runtime() + 1;
+    }
 }
 
 /// Lets the cgroup the task is in now pay for CPU time, in the middle of a call, too: so does the kernel. No slot is held

@@ -15,10 +15,17 @@ pub const CALL_NONE: u32 = u32::MAX;
 /// Run time of a task that has not left a CPU since its state was set up.
 pub const RUNTIME_UNKNOWN: u64 = u64::MAX;
 
+/// No move is left to be billed.
+pub const MOVED_NONE: u64 = 0;
+
+/// The task has just moved itself and bills what it ran until then: nobody else is to bill it now.
+pub const MOVED_SETTLING: u64 = u64::MAX;
+
 /// What the programs remember of a task. Found by nobody before every field is set.
 ///
 /// Written by the task itself and by `sched_switch` while it is not running, except `wake_ns`, which the waker writes
-/// under the run-queue lock, and `moved_runtime_ns`, which the mover writes.
+/// under the run-queue lock, `moved_runtime_ns`, which the mover writes, and `runtime_ns` and `payer`, which `flush_cpu` writes
+/// too, on the task's CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TaskState {
@@ -32,7 +39,8 @@ pub struct TaskState {
     pub off_ns: u64,
     /// The scheduler's count of the task's run time up to which it was billed, nanoseconds, or [`RUNTIME_UNKNOWN`].
     pub runtime_ns: u64,
-    /// The same count when the task was last moved to another cgroup; 0 once that is billed.
+    /// One more than the same count when another task last moved this one to another cgroup (a task that has not run may be
+    /// moved, too), [`MOVED_NONE`] once that is billed, or [`MOVED_SETTLING`].
     pub moved_runtime_ns: u64,
     /// `(row key + 1) << 32 | row`, or 0. Rows of the slot billed: they may be another's once the task has left the slot.
     pub rows: [u64; REMEMBERED_ROWS],

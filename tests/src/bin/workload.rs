@@ -11,6 +11,8 @@ mod calls;
 mod compat;
 #[path = "workload/filtered.rs"]
 mod filtered;
+#[path = "workload/moves.rs"]
+mod moves;
 #[path = "workload/processes.rs"]
 mod processes;
 #[path = "workload/rings.rs"]
@@ -90,6 +92,8 @@ fn main() -> Result<()> {
         "signals" => signals::returns(&args)?,
         "stopped" => signals::stopped(&args)?,
         "io-uring" => rings::reads(&args)?,
+        "self-mover" => moves::itself(&args)?,
+        "born-movers" => moves::at_birth(&args)?,
         "storm" => processes::storm(&args)?,
         "processes" => processes::processes(&args)?,
         "odd-ends" => processes::odd_ends(&args)?,

@@ -1,12 +1,13 @@
 //! A task that is moved between cgroups is billed where it is, whatever it remembers of where it was.
 
-use anyhow::ensure;
+use anyhow::{Context, Result, ensure};
 use kernmeter_tests::{Agent, Cgroup, Hierarchy, Outcome, Scrape, Settings, Workload, trials};
 
 use crate::counting::calls;
+use crate::family::CPU;
 use crate::limits::cgroups_below;
 
-trials![rows_of_a_slot_that_was_given_away];
+trials![rows_of_a_slot_that_was_given_away, tasks_that_move_themselves, tasks_that_move_themselves_at_birth,];
 
 /// Moves a task and lets it make calls.
 fn step(task: &mut Workload, cgroup: &Cgroup) -> Outcome {
@@ -69,6 +70,75 @@ fn rows_of_a_slot_that_was_given_away() -> Outcome {
     settled?;
     ensure!(with_slot > 2, "only {with_slot} cgroups found a slot: this shows nothing");
     tasks.into_iter().try_for_each(|task| task.finish().map(drop))?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// What a workload says it measured, seconds.
+fn seconds(lines: &[String], name: &str) -> Result<f64> {
+    let value = lines.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    Ok(value.with_context(|| format!("no {name} in {lines:?}"))?.parse::<f64>()? / 1e9)
+}
+
+fn cpu(scrape: &Scrape, cgroup: &Cgroup) -> f64 {
+    scrape.sum(CPU, &[("tenant_id", cgroup.name())])
+}
+
+/// A task that moves itself every few hundred microseconds, many times in each of its stints on a CPU, has its own clock for
+/// what it ran in each cgroup. Only what the moves themselves took may be in either.
+fn tasks_that_move_themselves() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let start = hierarchy.tenant("start")?;
+    // Unequal, so that what is billed to the wrong one of the two does not cancel out.
+    for (n, us) in [["300", "100"], ["100", "300"]].iter().enumerate() {
+        let [left, right] = ["left", "right"].map(|side| hierarchy.tenant(format!("{side}{n}")));
+        let (left, right) = (left?, right?);
+        let [to_left, to_right] = [&left, &right].map(|c| c.dir().display().to_string());
+        let args =
+            ["self-mover", "--left", &to_left, "--right", &to_right, "--left-us", us[0], "--right-us", us[1]];
+        let (workload, lines) = Workload::run(&start, &[&args[..], &["--rounds", "2500"]].concat())?;
+        let scrape = agent.fresh()?;
+        let moving = seconds(&lines, "moves")?;
+        let mut sum = -moving;
+        for (cgroup, side) in [(&left, "left"), (&right, "right")] {
+            let (seen, own, kernel) = (cpu(&scrape, cgroup), seconds(&lines, side)?, cgroup.cpu_seconds()?);
+            println!(
+                "{}: {seen:.6} s, by its own clock {own:.6} s and {moving:.6} s for the moves, cpu.stat {kernel:.6} s",
+                cgroup.name()
+            );
+            ensure!(
+                seen > own * 0.99 && seen < own * 1.01 + moving,
+                "{} has {seen} s, by the task's own clock {own} s, and {moving} s for all moves",
+                cgroup.name()
+            );
+            sum += seen - own;
+        }
+        ensure!(sum.abs() < 0.02, "both together differ by {sum} s from the task's own clock");
+        workload.finish()?;
+    }
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// A process that moves itself first of all has not run yet by the scheduler's count. It pays where it is from then on.
+fn tasks_that_move_themselves_at_birth() -> Outcome {
+    const COUNT: f64 = 100.0;
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let (start, into) = (hierarchy.tenant("start")?, hierarchy.tenant("into")?);
+    let [from, to] = [&start, &into].map(|cgroup| cgroup.dir().display().to_string());
+    let args = ["born-movers", "--from", &from, "--into", &to, "--count", "100", "--us", "2000"];
+    let (workload, lines) = Workload::run(&start, &args)?;
+    let scrape = agent.fresh()?;
+    let (seen, own, kernel) = (cpu(&scrape, &into), COUNT * 0.002, into.cpu_seconds()?);
+    let most = seconds(&lines, "children")?;
+    println!("{seen:.6} s, by their own clocks from {own:.6} s to {most:.6} s, cpu.stat {kernel:.6} s");
+    ensure!(
+        seen >= own && seen < most * 1.01,
+        "processes that ran {own} s after they moved, and {most} s in all, have {seen} s"
+    );
+    workload.finish()?;
     agent.stop_conserved()?;
     Ok(())
 }
