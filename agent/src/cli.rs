@@ -161,7 +161,8 @@ pub fn main() -> ExitCode {
                 Failure::Runtime(text) => (text, 1),
                 Failure::Output(error) => (format!("cannot write the output: {error}"), 1),
             };
-            eprintln!("error: {text}");
+            // Where this cannot be said, the exit code does.
+            let _ = writeln!(io::stderr(), "error: {text}");
             ExitCode::from(code)
         }
     }
@@ -212,7 +213,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             config.kubernetes.start_jitter = Duration::ZERO;
             start_log(config.log)?;
             if !json && io::stderr().is_terminal() {
-                eprintln!("metering for {time:?} ...");
+                let _ = writeln!(io::stderr(), "metering for {time:?} ...");
             }
             snapshot(&config, time, sort, json, &mut out)
         }
