@@ -58,8 +58,8 @@ enum Command {
     Snapshot {
         #[command(flatten)]
         common: Common,
-        /// How long to meter
-        #[arg(long = "for", value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+        /// How long to meter, 100ms or more
+        #[arg(long = "for", value_name = "DURATION", default_value = "5s", value_parser = values::look)]
         time: Duration,
         /// What to sort by, largest first
         #[arg(long, value_enum, default_value_t)]

@@ -18,6 +18,7 @@ trials![
     a_snapshot_is_exact,
     a_snapshot_is_a_table,
     help_and_version,
+    what_makes_no_sense_is_refused,
     metering_goes_on_where_nothing_can_be_written,
 ];
 
@@ -108,6 +109,23 @@ fn help_and_version() -> Outcome {
     }
     ensure!(said(&kernmeter(&["run", "--help"])?)?.contains("--web.listen-address"), "run --help");
     ensure!(said(&kernmeter(&["--version"])?)?.starts_with("kernmeter "), "--version");
+    Ok(())
+}
+
+fn what_makes_no_sense_is_refused() -> Outcome {
+    let dir = TempDir::new()?;
+    let missing = dir.path().join("nofile.yml").display().to_string();
+    for (args, expected, absent) in [
+        (&["snapshot", "--for", "0s"][..], "`0s` is too short: use 100ms or more", "TENANT"),
+        // The option was not given here, and need not be.
+        (&["config", "check", &missing], missing.as_str(), "--config.file"),
+    ] {
+        let output = kernmeter(args)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2), "{args:?} ended with {}: {stderr}", output.status);
+        ensure!(output.stdout.is_empty(), "{args:?} printed {}", String::from_utf8_lossy(&output.stdout));
+        ensure!(stderr.contains(expected) && !stderr.contains(absent), "{args:?} said {stderr}");
+    }
     Ok(())
 }
 
