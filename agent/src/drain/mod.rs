@@ -108,7 +108,8 @@ impl Drain {
             [u64::from(plan.slots - FIRST_SLOT), u64::from(plan.syscall_rows), u64::from(plan.errno_rows), 0];
         let [taken, given] =
             ["TAKEN", "GIVEN"].map(|name| region(name, size_of::<Holdings>(), plan.slots + 1));
-        let accounts = Accounts::new(taken?, given?, plan.slots, pool).map_err(MapAccessError::of("GIVEN"))?;
+        let accounts =
+            Accounts::new(taken?, given?, plan.slots, pool).map_err(MapAccessError::of("GIVEN"))?;
         let mut lives = vec![Life::Free; plan.slots as usize];
         for slot in [SLOT_HOST, SLOT_OVERFLOW] {
             lives[slot as usize] = Life::Live;

@@ -2,13 +2,13 @@
 //!
 //! bpf(2) changes elements as well, but keeps programs from running on the CPU meanwhile: see `agent-ebpf/src/edit.rs`.
 
-use aya::programs::{RawTracePoint, RawTracePointRunOptions};
 use aya::TestRun as _;
+use aya::programs::{RawTracePoint, RawTracePointRunOptions};
 use kernmeter_abi::{CgroupRef, edit};
 
+use super::Kernel;
 use super::maps::MapAccessError;
 use super::rejection::Rejection;
-use super::Kernel;
 
 /// Program that makes the change; never attached.
 pub(super) const PROGRAM: &str = "edit";
