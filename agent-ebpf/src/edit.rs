@@ -5,7 +5,7 @@
 //! up nobody: so the agent changes nothing through bpf(2) while programs are attached.
 use core::ffi::c_void;
 
-use kernmeter_abi::edit::{self, MOST_PUSHES, NONE};
+use kernmeter_abi::edit::{self, NONE};
 use kernmeter_abi::CgroupRef;
 
 use crate::maps::{CGROUPS, ERR_FREE, ERR_INDEX, SLOT_FREE, SYS_FREE, SYS_INDEX};
@@ -40,24 +40,10 @@ pub extern "C" fn edit(ctx: *mut c_void) -> u32 {
         edit::SYSCALL_REMOVE => SYS_INDEX.remove(key as u32),
         edit::ERRNO_REMOVE => ERR_INDEX.remove(key),
         edit::SLOT_POP => return SLOT_FREE.pop().ok().flatten().unwrap_or(NONE),
-        edit::SLOT_PUSH => return push(key as u32, value as u32, |number| SLOT_FREE.push(number, 0)),
-        edit::SYSCALL_PUSH => return push(key as u32, value as u32, |number| SYS_FREE.push(number, 0)),
-        edit::ERRNO_PUSH => return push(key as u32, value as u32, |number| ERR_FREE.push(number, 0)),
+        edit::SLOT_PUSH => SLOT_FREE.push(key as u32, 0),
+        edit::SYSCALL_PUSH => SYS_FREE.push(key as u32, 0),
+        edit::ERRNO_PUSH => ERR_FREE.push(key as u32, 0),
         _ => return NONE,
     };
     if done.is_ok() { 0 } else { NONE }
-}
-
-/// Gives back `count` numbers from `first` on.
-#[inline(always)]
-fn push(first: u32, count: u32, into: impl Fn(u32) -> Result<(), i32>) -> u32 {
-    for i in 0..MOST_PUSHES {
-        if i >= count {
-            break;
-        }
-        if into(first + i).is_err() {
-            return NONE;
-        }
-    }
-    0
 }

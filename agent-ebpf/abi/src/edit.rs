@@ -3,8 +3,6 @@
 
 /// What was asked for is not there, or the kernel refused.
 pub const NONE: u32 = u32::MAX;
-/// Numbers that one run pushes at most.
-pub const MOST_PUSHES: u32 = 512;
 
 /// Where a cgroup's events go, packed: the key is its id.
 pub const CGROUP_GET: u32 = 0;
@@ -20,9 +18,9 @@ pub const SYSCALL_REMOVE: u32 = 4;
 pub const ERRNO_REMOVE: u32 = 5;
 /// Takes a free slot: its number.
 pub const SLOT_POP: u32 = 6;
-/// Gives slots back: the key is the first, the value how many.
+/// Gives a slot back: the key.
 pub const SLOT_PUSH: u32 = 7;
-/// The same for syscall rows.
+/// The same for a syscall row.
 pub const SYSCALL_PUSH: u32 = 8;
-/// The same for errno rows.
+/// The same for an errno row.
 pub const ERRNO_PUSH: u32 = 9;

@@ -88,7 +88,7 @@ impl Drain {
     ///
     /// # Errors
     /// A map is missing, or the kernel refuses access to it.
-    pub fn open(kernel: &Kernel, root_cgroup: u64, mode: ReadMode) -> Result<Drain, LoadError> {
+    pub fn open(kernel: &mut Kernel, root_cgroup: u64, mode: ReadMode) -> Result<Drain, LoadError> {
         let plan = *kernel.plan();
         let region = |name: &'static str, element: usize, entries: u32| {
             let region = Region::open(kernel.array_fd(name)?, element, entries, mode);
@@ -131,9 +131,9 @@ impl Drain {
             root_slots_at_last_pass: 0,
         };
         // Everything is free at the start.
-        kernel.push(Queue::Slots, FIRST_SLOT, plan.slots - FIRST_SLOT)?;
-        kernel.push(Queue::SyscallRows, 0, plan.syscall_rows)?;
-        kernel.push(Queue::ErrnoRows, 0, plan.errno_rows)?;
+        kernel.fill(Queue::Slots, FIRST_SLOT..plan.slots)?;
+        kernel.fill(Queue::SyscallRows, 0..plan.syscall_rows)?;
+        kernel.fill(Queue::ErrnoRows, 0..plan.errno_rows)?;
         // Rows of what has no workload are on an account of their own.
         let mut overflow = [0u64; size_of::<SlotInfo>() / 8];
         overflow[offset_of!(SlotInfo, account) / 8] = SLOT_OVERFLOW.into();
@@ -203,7 +203,7 @@ impl Drain {
         if !is_bound {
             // Created by the kernel side between the look and the insertion, or no room: the slot was not needed.
             self.clear_info(slot, generation)?;
-            kernel.push(Queue::Slots, slot, 1)?;
+            kernel.push(Queue::Slots, slot)?;
             return Ok(true);
         }
         self.accounts.charge(account, Resource::Slots).map_err(MapAccessError::of("GIVEN"))?;
@@ -414,13 +414,13 @@ impl Drain {
             kernel.remove_syscall(index_key(slot, subject) as u32)?;
             self.syscalls.clear(row).map_err(MapAccessError::of("SYS_ROWS"))?;
             self.sys_meta.clear(row).map_err(MapAccessError::of("SYS_META"))?;
-            kernel.push(Queue::SyscallRows, row, 1)?;
+            kernel.push(Queue::SyscallRows, row)?;
         }
         for (row, subject) in errors {
             kernel.remove_errno(index_key(slot, subject))?;
             self.errors.clear(row).map_err(MapAccessError::of("ERR_ROWS"))?;
             self.err_meta.clear(row).map_err(MapAccessError::of("ERR_META"))?;
-            kernel.push(Queue::ErrnoRows, row, 1)?;
+            kernel.push(Queue::ErrnoRows, row)?;
         }
         self.slots.forget(slot);
         self.slots.clear(slot).map_err(MapAccessError::of("SLOT_ROWS"))?;
@@ -428,7 +428,7 @@ impl Drain {
         let generation = self.infos.load_u32(slot, offset_of!(SlotInfo, generation));
         self.clear_info(slot, generation.wrapping_add(1))?;
         self.lives[slot as usize] = Life::Free;
-        kernel.push(Queue::Slots, slot, 1)?;
+        kernel.push(Queue::Slots, slot)?;
         given.into_iter().try_for_each(|(resource, count)| {
             self.accounts.give(account, resource, count).map_err(MapAccessError::of("GIVEN"))
         })

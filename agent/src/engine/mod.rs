@@ -95,7 +95,7 @@ impl Engine {
             Kernel::load(plan, &constants, config.kernel.attach, &probes::chosen(&config.kernel))?;
         // Before the rows are mapped: on a small host both at once would be too much.
         release_free_memory();
-        let mut drain = Drain::open(&kernel, ROOT_CGROUP, config.kernel.read)?;
+        let mut drain = Drain::open(&mut kernel, ROOT_CGROUP, config.kernel.read)?;
         let mut registry = start::registry(config);
         let attribution = Attribution::new(plan.slots, start::patience(config), &mut registry, &identifier);
         start::attach(&mut kernel, &mut drain, &hierarchy)?;

@@ -3,12 +3,15 @@
 //! bpf(2) changes elements as well, but keeps programs from running on the CPU meanwhile: see `agent-ebpf/src/edit.rs`.
 
 use aya::TestRun as _;
+use std::ops::Range;
+
+use aya::maps::MapData;
 use aya::programs::{RawTracePoint, RawTracePointRunOptions};
 use kernmeter_abi::{CgroupRef, edit};
 
 use super::Kernel;
 use super::maps::MapAccessError;
-use super::rejection::Rejection;
+use super::rejection::{Rejection, chain};
 
 /// Program that makes the change; never attached.
 pub(super) const PROGRAM: &str = "edit";
@@ -24,6 +27,26 @@ pub enum Queue {
     ErrnoRows,
 }
 
+impl Queue {
+    /// Its map.
+    const fn map(self) -> &'static str {
+        match self {
+            Self::Slots => "SLOT_FREE",
+            Self::SyscallRows => "SYS_FREE",
+            Self::ErrnoRows => "ERR_FREE",
+        }
+    }
+
+    /// The change that puts a number into it.
+    const fn push(self) -> u32 {
+        match self {
+            Self::Slots => edit::SLOT_PUSH,
+            Self::SyscallRows => edit::SYSCALL_PUSH,
+            Self::ErrnoRows => edit::ERRNO_PUSH,
+        }
+    }
+}
+
 /// A change of a table or a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Edit {
@@ -34,7 +57,7 @@ enum Edit {
     SyscallRemove(u32),
     ErrnoRemove(u64),
     SlotPop,
-    Push { queue: Queue, first: u32, count: u32 },
+    Push(Queue, u32),
 }
 
 impl Edit {
@@ -48,14 +71,7 @@ impl Edit {
             Self::SyscallRemove(key) => (edit::SYSCALL_REMOVE, key.into(), 0),
             Self::ErrnoRemove(key) => (edit::ERRNO_REMOVE, key, 0),
             Self::SlotPop => (edit::SLOT_POP, 0, 0),
-            Self::Push { queue, first, count } => {
-                let change = match queue {
-                    Queue::Slots => edit::SLOT_PUSH,
-                    Queue::SyscallRows => edit::SYSCALL_PUSH,
-                    Queue::ErrnoRows => edit::ERRNO_PUSH,
-                };
-                (change, first.into(), count)
-            }
+            Self::Push(queue, number) => (queue.push(), number.into(), 0),
         };
         [change.into(), key, value.into()]
     }
@@ -130,19 +146,24 @@ impl Kernel {
         self.edit(Edit::SlotPop)
     }
 
-    /// Gives `count` numbers from `first` on to be handed out.
+    /// Gives a number back to be handed out.
     ///
     /// # Errors
     /// As [`Kernel::cgroup`], or the queue is full.
-    pub fn push(&self, queue: Queue, first: u32, count: u32) -> Result<(), MapAccessError> {
-        let mut from = first;
-        while from < first + count {
-            let count = edit::MOST_PUSHES.min(first + count - from);
-            if self.edit(Edit::Push { queue, first: from, count })?.is_none() {
-                return Err(MapAccessError { map: PROGRAM, reason: format!("no room in {queue:?}") });
-            }
-            from += count;
-        }
-        Ok(())
+    pub fn push(&self, queue: Queue, number: u32) -> Result<(), MapAccessError> {
+        let refused = || MapAccessError { map: queue.map(), reason: "the queue is full".into() };
+        self.edit(Edit::Push(queue, number))?.map(drop).ok_or_else(refused)
+    }
+
+    /// Gives all these numbers to be handed out. Before programs are attached, as it goes by bpf(2).
+    ///
+    /// # Errors
+    /// The kernel refused: there is no such queue, or it is full.
+    pub fn fill(&mut self, queue: Queue, mut numbers: Range<u32>) -> Result<(), MapAccessError> {
+        let refused = |reason: String| MapAccessError { map: queue.map(), reason };
+        let map = self.ebpf.map_mut(queue.map()).ok_or_else(|| refused("no such map".into()))?;
+        let map: Result<aya::maps::Queue<&mut MapData, u32>, _> = map.try_into();
+        let mut map = map.map_err(|error| refused(chain(&error)))?;
+        numbers.try_for_each(|number| map.push(number, 0)).map_err(|error| refused(chain(&error)))
     }
 }

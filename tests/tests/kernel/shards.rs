@@ -34,8 +34,8 @@ fn open(plan: Plan, mode: ReadMode) -> anyhow::Result<(Kernel, Drain)> {
     let btf = Btf::parse(std::fs::read(BTF_PATH).context(BTF_PATH)?)?;
     let mut constants = offsets::resolve(&btf)?;
     constants.values.push(("HAS_PROBE_READ", 1));
-    let kernel = Kernel::load(plan, &constants, AttachMode::Auto, catalog::PROBES)?;
-    let drain = Drain::open(&kernel, 1, mode)?;
+    let mut kernel = Kernel::load(plan, &constants, AttachMode::Auto, catalog::PROBES)?;
+    let drain = Drain::open(&mut kernel, 1, mode)?;
     Ok((kernel, drain))
 }
 
