@@ -5,8 +5,8 @@
 //! up nobody: so the agent changes nothing through bpf(2) while programs are attached.
 use core::ffi::c_void;
 
-use kernmeter_abi::edit::{self, NONE};
 use kernmeter_abi::CgroupRef;
+use kernmeter_abi::edit::{self, NONE};
 
 use crate::maps::{CGROUPS, ERR_FREE, ERR_INDEX, SLOT_FREE, SYS_FREE, SYS_INDEX};
 

@@ -2,9 +2,9 @@
 //!
 //! bpf(2) changes elements as well, but keeps programs from running on the CPU meanwhile: see `agent-ebpf/src/edit.rs`.
 
-use aya::TestRun as _;
 use std::ops::Range;
 
+use aya::TestRun as _;
 use aya::maps::MapData;
 use aya::programs::{RawTracePoint, RawTracePointRunOptions};
 use kernmeter_abi::{CgroupRef, edit};
