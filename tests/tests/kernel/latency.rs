@@ -26,8 +26,15 @@ fn known_durations() -> Outcome {
             ensure!(series.len() == 1, "{} series of one syscall", series.len());
             let series = &series[0];
             let filled: Vec<_> = series.buckets.iter().filter(|b| b.1 > 0).collect();
+            // A machine that is held up sleeps longer, and measures that, too.
+            let in_time = measured.iter().filter(|ns| **ns as f64 / 1e9 <= expected_le).count() as u64;
+            let count = |is_wanted: &dyn Fn(f64) -> bool| -> u64 {
+                filled.iter().filter(|(le, _)| is_wanted(*le)).map(|(_, count)| *count).sum()
+            };
+            let (below, here, all) =
+                (count(&|le| le < expected_le), count(&|le| le == expected_le), count(&|_| true));
             ensure!(
-                filled == [&(expected_le, 5)],
+                in_time > 0 && below == 0 && here >= in_time && all == 5,
                 "5 sleeps of {ms} ms are in {filled:?}, measured {measured:?}"
             );
             let all = measured.iter().sum::<u64>() as f64 / 1e9;
