@@ -1,7 +1,7 @@
 //! The maps, sized by the agent at load. The sizes here are minimums that only let the object load as it is.
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
 #[cfg(not(feature = "task_table"))]
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, Queue};
 use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
@@ -16,6 +16,8 @@ pub struct CpuSince {
 }
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+/// For insertions: only where the key has no value yet.
+pub const NOEXIST: u64 = BPF_NOEXIST as u64;
 
 /// cgroup id -> slot. Written by the cgroup hooks and by the agent's scans.
 #[btf_map]

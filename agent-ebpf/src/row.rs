@@ -4,14 +4,11 @@ use kernmeter_abi::{Loss, Resource, SlotRow, SyscallRow, Total, errno};
 
 pub use crate::atomic::add_atomic;
 use crate::maps::{
-    ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META, SYS_ROWS,
-    TOTALS,
+    ERR_FREE, ERR_INDEX, ERR_META, ERR_ROWS, LOSSES, NOEXIST, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_META,
+    SYS_ROWS, TOTALS,
 };
 use crate::quota::Refusal;
 use crate::{kernel, quota};
-
-/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-const NOEXIST: u64 = 1;
 
 /// Adds to a field whose only writer on this CPU is the caller; atomic where CPUs share the shard.
 #[inline(always)]

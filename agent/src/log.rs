@@ -1,4 +1,5 @@
-//! In: events of the agent and records from the kernel side; out: lines on standard error, unless that cannot be written. Knows no metrics.
+//! In: events of the agent and records from the kernel side; out: lines on standard error, unless that cannot be written.
+//! Knows no metrics.
 
 use std::fmt::{self, Write as _};
 

@@ -24,3 +24,20 @@ pub const SLOT_PUSH: u32 = 7;
 pub const SYSCALL_PUSH: u32 = 8;
 /// The same for an errno row.
 pub const ERRNO_PUSH: u32 = 9;
+
+#[cfg(test)]
+mod tests {
+    use super::NONE;
+    use crate::{CgroupRef, MAX_SLOTS};
+
+    #[test]
+    fn what_a_cgroup_is_bound_to_is_one_number() {
+        for slot in [0, 1, MAX_SLOTS - 1] {
+            for flags in 0..=CgroupRef::INHERIT | CgroupRef::POD {
+                let own = CgroupRef { slot, flags };
+                assert_eq!(CgroupRef::unpack(own.pack()), own);
+                assert_ne!(own.pack(), NONE);
+            }
+        }
+    }
+}

@@ -428,6 +428,7 @@ numbered! {
 /// Number of independent totals, with room to grow.
 pub const TOTALS: usize = 24;
 const _: () = assert!(Total::ALL.len() <= TOTALS, "no room for another total: raise `TOTALS`");
+const _: () = assert!(size_of::<Totals>() == 8 * TOTALS, "raise `TOTALS` by 8: they are whole cache lines");
 
 /// The independent totals of one CPU, whole cache lines.
 #[repr(C, align(64))]
@@ -440,6 +441,7 @@ pub struct Totals {
 /// Number of loss reasons, with room to grow.
 pub const LOSSES: usize = 16;
 const _: () = assert!(Loss::ALL.len() <= LOSSES, "no room for another loss: raise `LOSSES`");
+const _: () = assert!(size_of::<Losses>() == 8 * LOSSES, "raise `LOSSES` by 8: they are whole cache lines");
 
 /// The loss counters of one CPU, whole cache lines.
 #[repr(C, align(64))]

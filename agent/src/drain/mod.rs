@@ -138,7 +138,9 @@ impl Drain {
         let mut overflow = [0u64; size_of::<SlotInfo>() / 8];
         overflow[offset_of!(SlotInfo, account) / 8] = SLOT_OVERFLOW.into();
         drain.infos.store(SLOT_OVERFLOW, &overflow).map_err(MapAccessError::of("SLOTS"))?;
-        kernel.set_cgroup(root_cgroup, CgroupRef { slot: SLOT_HOST, flags: 0 })?;
+        if !kernel.set_cgroup(root_cgroup, CgroupRef { slot: SLOT_HOST, flags: 0 })? {
+            return Err(LoadError::Map(MapAccessError { map: "CGROUPS", reason: "no room".into() }));
+        }
         Ok(drain)
     }
 

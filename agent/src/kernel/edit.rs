@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use aya::TestRun as _;
 use aya::maps::MapData;
-use aya::programs::{RawTracePoint, RawTracePointRunOptions};
+use aya::programs::{ProgramError, RawTracePoint, RawTracePointRunOptions};
 use kernmeter_abi::{CgroupRef, edit};
 
 use super::Kernel;
@@ -15,6 +15,8 @@ use super::rejection::{Rejection, chain};
 
 /// Program that makes the change; never attached.
 pub(super) const PROGRAM: &str = "edit";
+/// The table of cgroups.
+const CGROUPS: &str = "CGROUPS";
 
 /// What is handed out by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,47 +49,23 @@ impl Queue {
     }
 }
 
-/// A change of a table or a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Edit {
-    CgroupGet(u64),
-    CgroupSet(u64, CgroupRef),
-    CgroupAdd(u64, CgroupRef),
-    CgroupRemove(u64),
-    SyscallRemove(u32),
-    ErrnoRemove(u64),
-    SlotPop,
-    Push(Queue, u32),
-}
-
-impl Edit {
-    /// As the program takes it.
-    fn arguments(self) -> [u64; 3] {
-        let (change, key, value) = match self {
-            Self::CgroupGet(id) => (edit::CGROUP_GET, id, 0),
-            Self::CgroupSet(id, own) => (edit::CGROUP_SET, id, own.pack()),
-            Self::CgroupAdd(id, own) => (edit::CGROUP_ADD, id, own.pack()),
-            Self::CgroupRemove(id) => (edit::CGROUP_REMOVE, id, 0),
-            Self::SyscallRemove(key) => (edit::SYSCALL_REMOVE, key.into(), 0),
-            Self::ErrnoRemove(key) => (edit::ERRNO_REMOVE, key, 0),
-            Self::SlotPop => (edit::SLOT_POP, 0, 0),
-            Self::Push(queue, number) => (queue.push(), number.into(), 0),
-        };
-        [change.into(), key, value.into()]
-    }
-}
-
 /// Changes of what programs look up. A key that is not there when it is to go is no error.
 impl Kernel {
-    fn edit(&self, change: Edit) -> Result<Option<u32>, MapAccessError> {
-        let refused = |reason: String| MapAccessError { map: PROGRAM, reason };
-        let program: Result<&RawTracePoint, _> =
-            self.ebpf.program(PROGRAM).ok_or_else(|| refused("no such program".into()))?.try_into();
-        let program = program.map_err(|error| refused(Rejection::of(&error).to_string()))?;
+    /// Has the program make a change of a map: see [`edit`]. `None` if it says [`edit::NONE`].
+    fn edit(
+        &self,
+        map: &'static str,
+        change: u32,
+        key: u64,
+        value: u32,
+    ) -> Result<Option<u32>, MapAccessError> {
+        let refused = |error: ProgramError| MapAccessError { map, reason: Rejection::of(&error).to_string() };
+        let program = self.ebpf.program(PROGRAM).ok_or(ProgramError::NotLoaded).map_err(refused)?;
+        let program: &RawTracePoint = program.try_into().map_err(refused)?;
         let mut options = RawTracePointRunOptions::new();
-        options.args[..3].copy_from_slice(&change.arguments());
-        let run = program.test_run(options).map_err(|error| refused(Rejection::of(&error).to_string()))?;
-        Ok(Some(run.return_value).filter(|result| *result != edit::NONE))
+        options.args[..3].copy_from_slice(&[change.into(), key, value.into()]);
+        let result = program.test_run(options).map_err(refused)?.return_value;
+        Ok((result != edit::NONE).then_some(result))
     }
 
     /// Where a cgroup's events go; `None` if it has no entry.
@@ -95,7 +73,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refused to run the program; so with all that follow.
     pub fn cgroup(&self, id: u64) -> Result<Option<CgroupRef>, MapAccessError> {
-        Ok(self.edit(Edit::CgroupGet(id))?.map(CgroupRef::unpack))
+        Ok(self.edit(CGROUPS, edit::CGROUP_GET, id, 0)?.map(CgroupRef::unpack))
     }
 
     /// Says where a cgroup's events go. False if the table is full.
@@ -103,7 +81,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn set_cgroup(&self, id: u64, own: CgroupRef) -> Result<bool, MapAccessError> {
-        Ok(self.edit(Edit::CgroupSet(id, own))?.is_some())
+        Ok(self.edit(CGROUPS, edit::CGROUP_SET, id, own.pack())?.is_some())
     }
 
     /// The same for a cgroup that has no entry; false also if it has one.
@@ -111,7 +89,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn add_cgroup(&self, id: u64, own: CgroupRef) -> Result<bool, MapAccessError> {
-        Ok(self.edit(Edit::CgroupAdd(id, own))?.is_some())
+        Ok(self.edit(CGROUPS, edit::CGROUP_ADD, id, own.pack())?.is_some())
     }
 
     /// Lets programs forget a cgroup.
@@ -119,7 +97,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn remove_cgroup(&self, id: u64) -> Result<(), MapAccessError> {
-        self.edit(Edit::CgroupRemove(id)).map(drop)
+        self.edit(CGROUPS, edit::CGROUP_REMOVE, id, 0).map(drop)
     }
 
     /// Lets programs forget a syscall row's key.
@@ -127,7 +105,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn remove_syscall(&self, key: u32) -> Result<(), MapAccessError> {
-        self.edit(Edit::SyscallRemove(key)).map(drop)
+        self.edit("SYS_INDEX", edit::SYSCALL_REMOVE, key.into(), 0).map(drop)
     }
 
     /// Lets programs forget an errno row's key.
@@ -135,7 +113,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn remove_errno(&self, key: u64) -> Result<(), MapAccessError> {
-        self.edit(Edit::ErrnoRemove(key)).map(drop)
+        self.edit("ERR_INDEX", edit::ERRNO_REMOVE, key, 0).map(drop)
     }
 
     /// Takes a slot; `None` if none is free.
@@ -143,7 +121,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn pop_slot(&self) -> Result<Option<u32>, MapAccessError> {
-        self.edit(Edit::SlotPop)
+        self.edit(Queue::Slots.map(), edit::SLOT_POP, 0, 0)
     }
 
     /// Gives a number back to be handed out.
@@ -152,7 +130,7 @@ impl Kernel {
     /// As [`Kernel::cgroup`], or the queue is full.
     pub fn push(&self, queue: Queue, number: u32) -> Result<(), MapAccessError> {
         let refused = || MapAccessError { map: queue.map(), reason: "the queue is full".into() };
-        self.edit(Edit::Push(queue, number))?.map(drop).ok_or_else(refused)
+        self.edit(queue.map(), queue.push(), number.into(), 0)?.map(drop).ok_or_else(refused)
     }
 
     /// Gives all these numbers to be handed out. Before programs are attached, as it goes by bpf(2).
