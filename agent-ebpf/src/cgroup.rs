@@ -7,12 +7,9 @@ use aya_log_ebpf::warn;
 use kernmeter_abi::{CgroupRef, Loss, NAME_MAX, Resource, SLOT_OVERFLOW, SlotInfo, Total, slot_state};
 
 use crate::kernel::{self, Cgroup, Task};
-use crate::maps::{CGROUPS, SCRATCH, SLOT_FREE, SLOTS};
+use crate::maps::{CGROUPS, NOEXIST, SCRATCH, SLOT_FREE, SLOTS};
 use crate::quota::Refusal;
 use crate::{moves, quota, row, slot, task};
-
-/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-const NOEXIST: u64 = 1;
 
 /// `cgroup_mkdir(struct cgroup *cgrp, const char *path)`: before the directory can be seen, so before any task is in it.
 /// A v2 cgroup is never renamed (only v1 hierarchies allow it), so its name is read once, here.

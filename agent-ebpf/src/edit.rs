@@ -2,95 +2,49 @@
 //!
 //! While bpf(2) changes or reads an element, the kernel runs no program on a trace event of that CPU. Since Linux 7.2 it may
 //! preempt the caller in the middle, and then the calls of whoever runs meanwhile go uncounted. What a program changes holds
-//! up nobody: so the agent changes nothing through bpf(2) while programs are attached.
+//! up nobody: so the agent reads and changes nothing through bpf(2) while programs are attached, but for maps that the kernel
+//! does not let it read as memory.
 use core::ffi::c_void;
 
+use aya_ebpf::programs::RawTracePointContext;
 use kernmeter_abi::CgroupRef;
-use kernmeter_abi::edit::{self, MOST_PUSHES, NONE};
-use kernmeter_abi::ways::WAYS;
+use kernmeter_abi::edit::{self, NONE};
+use kernmeter_abi::ways::RETIRED;
 
 use crate::maps::{
-    CGROUPS, ERR_FREE, ERR_INDEX, SETS, SLOT_FREE, SLOT_PRIVATE, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE, SYS_PRIVATE,
+    CGROUPS, ERR_FREE, ERR_INDEX, NOEXIST, SLOT_FREE, SLOT_PRIVATE, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE, SYS_PRIVATE,
 };
 use crate::private::{self, Kind};
-
-/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-const NOEXIST: u64 = 1;
-
-/// An argument of a run.
-///
-/// # Safety
-/// `ctx` is the context of a raw tracepoint with more than `index` arguments; the verifier checks it.
-#[inline(always)]
-unsafe fn argument(ctx: *const c_void, index: usize) -> u64 {
-    // SAFETY: as said above.
-    unsafe { core::ptr::read_volatile(ctx.cast::<u64>().add(index)) }
-}
 
 /// Makes one change: see [`edit`]. Never attached: the agent runs it.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp/sched_switch")]
 pub extern "C" fn edit(ctx: *mut c_void) -> u32 {
-    // SAFETY: a raw tracepoint's context.
-    let [change, key, value] = unsafe { [argument(ctx, 0), argument(ctx, 1), argument(ctx, 2)] };
-    let done = match change as u32 {
+    let ctx = RawTracePointContext::new(ctx);
+    let (change, key, value): (u32, u64, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let done = match change {
         edit::CGROUP_GET => {
             // SAFETY: the value is copied at once.
             return unsafe { CGROUPS.get(key) }.copied().map_or(NONE, CgroupRef::pack);
         }
-        edit::CGROUP_SET => CGROUPS.insert(key, CgroupRef::unpack(value as u32), 0),
-        edit::CGROUP_ADD => CGROUPS.insert(key, CgroupRef::unpack(value as u32), NOEXIST),
+        edit::CGROUP_SET => CGROUPS.insert(key, CgroupRef::unpack(value), 0),
+        edit::CGROUP_ADD => CGROUPS.insert(key, CgroupRef::unpack(value), NOEXIST),
         edit::CGROUP_REMOVE => CGROUPS.remove(key),
         edit::SYSCALL_REMOVE => {
-            let more = SYS_INDEX_MORE.get(0).map(|more| more.remove(key as u32));
-            SYS_INDEX.remove(key as u32).or(more.unwrap_or(Err(0)))
+            let done = SYS_INDEX.remove(key as u32);
+            // Two CPUs may have entered a key twice.
+            SYS_INDEX_MORE.get(0).map_or(done, |more| more.remove(key as u32).or(done))
         }
-        edit::WAY_SET => return set_way(key as u32, value),
         edit::ERRNO_REMOVE => ERR_INDEX.remove(key),
         edit::SLOT_POP => return SLOT_FREE.pop().ok().flatten().unwrap_or(NONE),
-        edit::SLOT_PUSH => return push(key as u32, value as u32, |number| SLOT_FREE.push(number, 0)),
-        edit::SYSCALL_PUSH => return push(key as u32, value as u32, |number| SYS_FREE.push(number, 0)),
-        edit::ERRNO_PUSH => return push(key as u32, value as u32, |number| ERR_FREE.push(number, 0)),
-        edit::PRIVATE_SYSCALL_PUSH => {
-            return push_private(Kind::Syscall, key, value, |number| SYS_PRIVATE.push(number, 0));
-        }
-        edit::PRIVATE_SLOT_PUSH => {
-            return push_private(Kind::Slot, key, value, |number| SLOT_PRIVATE.push(number, 0));
-        }
+        edit::SLOT_PUSH => SLOT_FREE.push(key as u32, 0),
+        edit::SYSCALL_PUSH => SYS_FREE.push(key as u32, 0),
+        edit::ERRNO_PUSH => ERR_FREE.push(key as u32, 0),
+        edit::PRIVATE_SYSCALL_PUSH => private::give_back(Kind::Syscall, &SYS_PRIVATE, key as u32),
+        edit::PRIVATE_SLOT_PUSH => private::give_back(Kind::Slot, &SLOT_PRIVATE, key as u32),
+        edit::WAY_RETIRE => private::set_way(key as u32, RETIRED),
+        edit::WAY_FREE => private::set_way(key as u32, 0),
         _ => return NONE,
     };
     if done.is_ok() { 0 } else { NONE }
-}
-
-/// Gives back `count` numbers from `first` on.
-#[inline(always)]
-fn push(first: u32, count: u32, into: impl Fn(u32) -> Result<(), i32>) -> u32 {
-    for i in 0..MOST_PUSHES {
-        if i >= count {
-            break;
-        }
-        if into(first + i).is_err() {
-            return NONE;
-        }
-    }
-    0
-}
-
-/// As [`push`], of private rows, which are counted.
-#[inline(always)]
-fn push_private(kind: Kind, first: u64, count: u64, into: impl Fn(u32) -> Result<(), i32>) -> u32 {
-    let done = push(first as u32, count as u32, into);
-    if done != NONE {
-        private::count_left(kind, count);
-    }
-    done
-}
-
-/// Writes a word of a CPU's sets.
-#[inline(always)]
-fn set_way(way: u32, value: u64) -> u32 {
-    let Some(set) = SETS.get_ptr_mut(way / WAYS as u32) else { return NONE };
-    // SAFETY: a live map value; the word is the agent's to write.
-    unsafe { core::ptr::write_volatile(&raw mut (*set)[way as usize % WAYS], value) };
-    0
 }

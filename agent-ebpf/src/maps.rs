@@ -1,7 +1,7 @@
 //! The maps, sized by the agent at load. The sizes here are minimums that only let the object load as it is.
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
 #[cfg(not(feature = "task_table"))]
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, Queue};
 use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
@@ -19,6 +19,8 @@ pub struct CpuSince {
 }
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+/// For insertions: only where the key has no value yet.
+pub const NOEXIST: u64 = BPF_NOEXIST as u64;
 
 /// cgroup id -> slot. Written by the cgroup hooks and by the agent's scans.
 #[btf_map]
@@ -35,15 +37,10 @@ pub static TAKEN: Array<Holdings, 16, MMAPABLE> = Array::new();
 /// `[account]`, then the pool: what was given back, or to the pool at the start. Written by the agent alone.
 #[btf_map]
 pub static GIVEN: Array<Holdings, 16, MMAPABLE> = Array::new();
-/// `[chunk][row]` -> counters: of each slot by its number, and behind them private rows.
+/// `[chunk][row]` -> counters: of each slot by its number, shared; from `FIRST_PRIVATE_CHUNK` on, private ones.
 #[btf_map]
 pub static SLOT_ROWS: ArrayOfMaps<Array<SlotRow, { SLOT_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
     ArrayOfMaps::new();
-/// `[chunk][row]` -> the key of a private row, or 0.
-#[btf_map]
-pub static SLOT_KEYS: ArrayOfMaps<Array<u64, { SLOT_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
-    ArrayOfMaps::new();
-
 /// `slot << 16 | syscall key` -> syscall row.
 #[btf_map]
 pub static SYS_INDEX: HashMap<u32, u32, 16> = HashMap::new();
@@ -53,18 +50,17 @@ pub static SYS_INDEX_MORE: ArrayOfMaps<HashMap<u32, u32, 16>, 1> = ArrayOfMaps::
 /// Syscall rows nobody uses.
 #[btf_map]
 pub static SYS_FREE: Queue<u32, 16> = Queue::new();
-/// `[chunk][row]` -> counters, shared or private.
+/// `[chunk][row]` -> counters, shared; from `FIRST_PRIVATE_CHUNK` on, private.
 #[btf_map]
 pub static SYS_ROWS: ArrayOfMaps<Array<SyscallRow, { SYSCALL_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
     ArrayOfMaps::new();
-/// `[chunk][row]` -> the row's key, with `KEY_USED` set, or 0.
+/// `[row]` -> a shared row's key, with `KEY_USED` set, or 0.
 #[btf_map]
-pub static SYS_KEYS: ArrayOfMaps<Array<u64, { SYSCALL_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
-    ArrayOfMaps::new();
+pub static SYS_KEYS: Array<u64, 16, MMAPABLE> = Array::new();
 
 /// `[cpu][set]` -> the words by which a CPU finds its private rows: see [`kernmeter_abi::ways`].
 #[btf_map]
-pub static SETS: Array<[u64; WAYS], 1> = Array::new();
+pub static SETS: Array<[u64; WAYS], 1, MMAPABLE> = Array::new();
 /// Private syscall rows nobody uses.
 #[btf_map]
 pub static SYS_PRIVATE: Queue<u32, 16> = Queue::new();

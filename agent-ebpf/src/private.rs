@@ -1,11 +1,11 @@
 //! In: the key of a row; out: this CPU's private row for it, if it has one or gets one now. Knows no counters.
 use aya_ebpf::btf_maps::Queue;
 use kernmeter_abi::ways::{self, Step, WAYS};
-use kernmeter_abi::{PrivateKey, PrivateLeft, SLOT_CHUNK, SYSCALL_CHUNK};
+use kernmeter_abi::PrivateLeft;
 
 use crate::atomic::add_atomic;
 use crate::kernel;
-use crate::maps::{PRIVATE_LEFT, SETS, SLOT_KEYS, SLOT_PRIVATE, SYS_KEYS, SYS_PRIVATE};
+use crate::maps::{PRIVATE_LEFT, SETS, SLOT_PRIVATE, SYS_PRIVATE};
 
 /// No private row.
 const NONE: u32 = u32::MAX;
@@ -98,21 +98,19 @@ fn miss(kind: u32, key: u32) -> u32 {
             write(place, old, new);
         }
         Step::Claim(place) => {
-            let place = place & (WAYS - 1);
-            let key = PrivateKey { way: position * WAYS as u32 + place as u32, of: key };
             let is_syscall = kind == Kind::Syscall as u32;
             let row = if is_syscall { take(Kind::Syscall, &SYS_PRIVATE) } else { take(Kind::Slot, &SLOT_PRIVATE) };
             if row == NONE {
                 return 0;
             }
-            let place = &mut set[place];
+            let place = &mut set[place & (WAYS - 1)];
             let old = *place;
-            let is_ours = write(place, old, ways::naming(key.of, row));
-            match (is_syscall, is_ours) {
-                (true, true) => describe(SYS_KEYS.get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK)), key),
-                (false, true) => describe(SLOT_KEYS.get_value_ptr_mut(row / SLOT_CHUNK, &(row % SLOT_CHUNK)), key),
-                (true, false) => give_back(Kind::Syscall, &SYS_PRIVATE, row),
-                (false, false) => give_back(Kind::Slot, &SLOT_PRIVATE, row),
+            if !write(place, old, ways::naming(key, row)) {
+                let _ = if is_syscall {
+                    give_back(Kind::Syscall, &SYS_PRIVATE, row)
+                } else {
+                    give_back(Kind::Slot, &SLOT_PRIVATE, row)
+                };
             }
         }
     }
@@ -125,41 +123,37 @@ fn left<'a>() -> Option<&'a mut PrivateLeft> {
     PRIVATE_LEFT.get_ptr_mut(0).map(|left| unsafe { &mut *left })
 }
 
-/// Counts numbers that a queue got, or lost.
-#[inline(always)]
-pub fn count_left(kind: Kind, change: u64) {
-    if let Some(left) = left() {
-        add_atomic(&mut left.left[kind as usize], change);
-    }
-}
-
 /// Takes a free row from a queue.
 #[inline(always)]
 fn take(kind: Kind, queue: &Queue<u32, 16>) -> u32 {
     // Asked first: the queue has one lock for all CPUs.
     let Some(left) = left() else { return NONE };
     if left.left[kind as usize] as i64 <= 0 {
+        if left.wanted[kind as usize] == 0 {
+            left.wanted[kind as usize] = 1;
+        }
         return NONE;
     }
     let Ok(Some(row)) = queue.pop() else { return NONE };
     add_atomic(&mut left.left[kind as usize], u64::MAX);
-    add_atomic(&mut left.taken[kind as usize], 1);
     row
 }
 
-/// Gives a row back that was taken in vain.
+/// Gives a row to be taken.
 #[inline(always)]
-fn give_back(kind: Kind, queue: &Queue<u32, 16>, row: u32) {
-    if queue.push(row, 0).is_ok() {
-        count_left(kind, 1);
+pub fn give_back(kind: Kind, queue: &Queue<u32, 16>, row: u32) -> Result<(), i32> {
+    queue.push(row, 0)?;
+    if let Some(left) = left() {
+        add_atomic(&mut left.left[kind as usize], 1);
     }
+    Ok(())
 }
 
-/// Lets the agent know whose a private row is.
+/// Writes a word that is the agent's to write; by its number over all CPUs.
 #[inline(always)]
-fn describe(entry: Option<*mut u64>, key: PrivateKey) {
-    if let Some(entry) = entry {
-        // SAFETY: a live map value that only the row's owner writes.
-        unsafe { entry.write_volatile(key.pack()) };
-    }
+pub fn set_way(way: u32, word: u64) -> Result<(), i32> {
+    let set = set(way / WAYS as u32).ok_or(-1)?;
+    // SAFETY: an aligned word of a map value.
+    unsafe { core::ptr::write_volatile(&raw mut set[way as usize % WAYS], word) };
+    Ok(())
 }

@@ -7,15 +7,12 @@ use kernmeter_abi::{
 
 pub use crate::atomic::add_atomic;
 use crate::maps::{
-    ERR_FREE, ERR_INDEX, ERR_KEYS, ERR_ROWS, LOSSES, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE, SYS_KEYS,
-    SYS_ROWS, TOTALS,
+    ERR_FREE, ERR_INDEX, ERR_KEYS, ERR_ROWS, LOSSES, NOEXIST, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE,
+    SYS_KEYS, SYS_ROWS, TOTALS,
 };
 use crate::private::Kind;
 use crate::quota::Refusal;
 use crate::{kernel, private, quota};
-
-/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-const NOEXIST: u64 = 1;
 
 /// A row to add to.
 pub struct Row<'a, T> {
@@ -198,7 +195,7 @@ fn allocate_syscall(key: u32) -> u32 {
             ROW_OVERFLOW
         });
     }
-    if let Some(entry) = SYS_KEYS.get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK)) {
+    if let Some(entry) = SYS_KEYS.get_ptr_mut(row) {
         // SAFETY: a live map value that only the row's owner writes.
         unsafe { entry.write_volatile(KEY_USED | u64::from(key)) };
     }

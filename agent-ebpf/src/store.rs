@@ -88,10 +88,7 @@ mod table {
     use kernmeter_abi::task::TaskState;
 
     use crate::kernel::Task;
-    use crate::maps::TASKS;
-
-    /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-    const NOEXIST: u64 = 1;
+    use crate::maps::{NOEXIST, TASKS};
 
     /// The current task.
     #[inline(always)]

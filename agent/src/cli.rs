@@ -58,8 +58,8 @@ enum Command {
     Snapshot {
         #[command(flatten)]
         common: Common,
-        /// How long to meter
-        #[arg(long = "for", value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+        /// How long to meter, 100ms or more
+        #[arg(long = "for", value_name = "DURATION", default_value = "5s", value_parser = values::look)]
         time: Duration,
         /// What to sort by, largest first
         #[arg(long, value_enum, default_value_t)]
@@ -161,7 +161,8 @@ pub fn main() -> ExitCode {
                 Failure::Runtime(text) => (text, 1),
                 Failure::Output(error) => (format!("cannot write the output: {error}"), 1),
             };
-            eprintln!("error: {text}");
+            // Where this cannot be said, the exit code does.
+            let _ = writeln!(io::stderr(), "error: {text}");
             ExitCode::from(code)
         }
     }
@@ -212,7 +213,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             config.kubernetes.start_jitter = Duration::ZERO;
             start_log(config.log)?;
             if !json && io::stderr().is_terminal() {
-                eprintln!("metering for {time:?} ...");
+                let _ = writeln!(io::stderr(), "metering for {time:?} ...");
             }
             snapshot(&config, time, sort, json, &mut out)
         }

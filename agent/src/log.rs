@@ -1,4 +1,5 @@
-//! In: events of the agent and records from the kernel side; out: lines on standard error. Knows no metrics.
+//! In: events of the agent and records from the kernel side; out: lines on standard error, unless that cannot be written.
+//! Knows no metrics.
 
 use std::fmt::{self, Write as _};
 
@@ -23,8 +24,12 @@ pub fn init(log: Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         "warn,kube_client=off,kernmeter={level},kernmeter_abi={level}",
         level = log.level.as_str()
     ));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        // A line that cannot be written is dropped. To say so on standard error would end the agent where that is what is broken.
+        .log_internal_errors(false);
     match log.format {
         LogFormat::Logfmt => builder.event_format(Logfmt).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -3,8 +3,6 @@
 
 /// What was asked for is not there, or the kernel refused.
 pub const NONE: u32 = u32::MAX;
-/// Numbers that one run pushes at most.
-pub const MOST_PUSHES: u32 = 512;
 
 /// Where a cgroup's events go, packed: the key is its id.
 pub const CGROUP_GET: u32 = 0;
@@ -20,15 +18,34 @@ pub const SYSCALL_REMOVE: u32 = 4;
 pub const ERRNO_REMOVE: u32 = 5;
 /// Takes a free slot: its number.
 pub const SLOT_POP: u32 = 6;
-/// Gives slots back: the key is the first, the value how many.
+/// Gives a slot back: the key.
 pub const SLOT_PUSH: u32 = 7;
-/// The same for syscall rows.
+/// The same for a syscall row.
 pub const SYSCALL_PUSH: u32 = 8;
-/// The same for errno rows.
+/// The same for an errno row.
 pub const ERRNO_PUSH: u32 = 9;
-/// Gives private syscall rows back, as above.
+/// The same for a private syscall row.
 pub const PRIVATE_SYSCALL_PUSH: u32 = 10;
-/// The same for private slot rows.
+/// The same for a private slot row.
 pub const PRIVATE_SLOT_PUSH: u32 = 11;
-/// Writes a word of a CPU's sets that is the agent's to write: the key is the word's number over all CPUs. See [`crate::ways`].
-pub const WAY_SET: u32 = 12;
+/// Retires a word that names a private row: the key is the word's number over all CPUs. See [`crate::ways`].
+pub const WAY_RETIRE: u32 = 12;
+/// Frees a word that was retired.
+pub const WAY_FREE: u32 = 13;
+
+#[cfg(test)]
+mod tests {
+    use super::NONE;
+    use crate::{CgroupRef, MAX_SLOTS};
+
+    #[test]
+    fn what_a_cgroup_is_bound_to_is_one_number() {
+        for slot in [0, 1, MAX_SLOTS - 1] {
+            for flags in 0..=CgroupRef::INHERIT | CgroupRef::POD {
+                let own = CgroupRef { slot, flags };
+                assert_eq!(CgroupRef::unpack(own.pack()), own);
+                assert_ne!(own.pack(), NONE);
+            }
+        }
+    }
+}

@@ -33,49 +33,23 @@ pub const NAME_MAX: usize = 255;
 pub const KEY_USED: u64 = 1 << 63;
 
 /// Syscall rows that are made at a time.
-pub const SYSCALL_CHUNK: u32 = 1024;
+pub const SYSCALL_CHUNK: u32 = 2048;
 /// Slot rows that are made at a time.
-pub const SLOT_CHUNK: u32 = 512;
+pub const SLOT_CHUNK: u32 = 1024;
 /// Chunks of a table at most.
-pub const CHUNKS: u32 = 256;
-/// The first chunk of private slot rows. Before it are the slots' own.
-pub const FIRST_PRIVATE_SLOT_CHUNK: u32 = MAX_SLOTS / SLOT_CHUNK;
+pub const CHUNKS: u32 = 128;
+/// The first chunk of private rows. Before it are those that CPUs share.
+pub const FIRST_PRIVATE_CHUNK: u32 = CHUNKS / 2;
+const _: () = assert!(MAX_SLOTS == FIRST_PRIVATE_CHUNK * SLOT_CHUNK);
 
-/// The key of a private row: which word of which CPU's sets names it, counted over all CPUs, and whose row it is part of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PrivateKey {
-    /// The word.
-    pub way: u32,
-    /// The key that the sets know: see [`ways`].
-    pub of: u32,
-}
-
-impl PrivateKey {
-    const MARK: u64 = KEY_USED | 1 << 62;
-
-    /// As it is kept.
-    #[inline(always)]
-    pub const fn pack(self) -> u64 {
-        Self::MARK | (self.way as u64) << 32 | self.of as u64
-    }
-
-    /// What a row's key says if the row is private.
-    pub const fn unpack(key: u64) -> Option<Self> {
-        if key & Self::MARK != Self::MARK {
-            return None;
-        }
-        Some(Self { way: (key >> 32) as u32 & 0x3fff_ffff, of: key as u32 })
-    }
-}
-
-/// The queues of private rows that nobody uses, and how many are left in each. Written by the programs alone, atomically.
+/// How many private rows nobody uses. Written by the programs alone, atomically.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct PrivateLeft {
-    /// Syscall rows, then slot rows: what is in the queue.
+    /// Syscall rows, then slot rows: what is in their queues.
     pub left: [u64; 2],
-    /// What was ever taken.
-    pub taken: [u64; 2],
+    /// 1 once one was asked for in vain. Not atomic, and never 0 again.
+    pub wanted: [u64; 2],
 }
 
 /// A field of a row: what the agent's columns and its reading derive from.
@@ -476,6 +450,7 @@ numbered! {
 /// Number of independent totals, with room to grow.
 pub const TOTALS: usize = 24;
 const _: () = assert!(Total::ALL.len() <= TOTALS, "no room for another total: raise `TOTALS`");
+const _: () = assert!(size_of::<Totals>() == 8 * TOTALS, "raise `TOTALS` by 8: they are whole cache lines");
 
 /// The independent totals of one CPU, whole cache lines.
 #[repr(C, align(64))]
@@ -488,6 +463,7 @@ pub struct Totals {
 /// Number of loss reasons, with room to grow.
 pub const LOSSES: usize = 16;
 const _: () = assert!(Loss::ALL.len() <= LOSSES, "no room for another loss: raise `LOSSES`");
+const _: () = assert!(size_of::<Losses>() == 8 * LOSSES, "raise `LOSSES` by 8: they are whole cache lines");
 
 /// The loss counters of one CPU, whole cache lines.
 #[repr(C, align(64))]

@@ -24,6 +24,11 @@ pub const fn key_of_slot(slot: u32) -> u32 {
     slot | 1 << 31
 }
 
+/// The slot whose row a key is; `None` for the key of a syscall row.
+pub const fn slot_of(key: u32) -> Option<u32> {
+    if key & 1 << 31 == 0 { None } else { Some(key & !(1 << 31)) }
+}
+
 /// Set in a word that names a row.
 const NAMES_ROW: u64 = 1 << 31;
 /// Additions to the shared row that are worth a private one.
@@ -47,6 +52,14 @@ pub const fn naming(key: u32, row: u32) -> u64 {
 #[inline(always)]
 pub const fn row_in(word: u64, key: u32) -> Option<u32> {
     if word & !(NAMES_ROW - 1) == tag(key) | NAMES_ROW { Some((word & (NAMES_ROW - 1)) as u32) } else { None }
+}
+
+/// The key and the private row that a word names.
+pub const fn named(word: u64) -> Option<(u32, u32)> {
+    if word & NAMES_ROW == 0 || word == RETIRED {
+        return None;
+    }
+    Some((((word >> 32) - 1) as u32, (word & (NAMES_ROW - 1)) as u32))
 }
 
 /// What becomes of a set in which a key has no private row.
@@ -126,6 +139,9 @@ mod tests {
         assert_eq!(row_in(naming(slot, 1), 5), None);
         assert_eq!(row_in(naming(slot, 1), slot), Some(1));
         assert_eq!(set_of(slot, 0xff), set_of(5, 0xff));
+        assert_eq!(named(naming(slot, 1)), Some((slot, 1)));
+        assert_eq!(named(naming(0, 0)), Some((0, 0)));
+        assert_eq!((named(RETIRED), named(0), named(tag(5) | 3)), (None, None, None));
         for key in [0, 5, slot, key_of_slot(crate::MAX_SLOTS - 1)] {
             assert_eq!(row_in(RETIRED, key), None);
             assert_eq!(row_in(0, key), None);

@@ -217,15 +217,15 @@ impl Audit {
         self.closed = true;
     }
 
-    /// The largest difference that a recent comparison found, relative; 0 if there was none.
-    pub fn error_ratio(&self, now_ns: u64) -> f64 {
+    /// The largest difference that a recent comparison found, relative; 0 is right. `None` if nothing was compared recently.
+    pub fn error_ratio(&self, now_ns: u64) -> Option<f64> {
         let recent = |(_, at_ns): &(f64, u64)| now_ns.saturating_sub(*at_ns) < SHOWN_NS;
         self.nodes
             .iter()
             .flatten()
             .filter_map(|node| node.ratio.filter(recent))
             .map(|(ratio, _)| ratio)
-            .fold(0.0, f64::max)
+            .reduce(f64::max)
     }
 
     /// Readings by what became of them, since the start.

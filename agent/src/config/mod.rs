@@ -249,7 +249,7 @@ pub struct Known<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is unreadable.
-    #[error("cannot read configuration `{file}`: {source}; check `--config.file`")]
+    #[error("cannot read configuration `{file}`: {source}; check the path and who may read it")]
     Read {
         /// The path, printable.
         file: String,
@@ -257,7 +257,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// A directory, pipe or device.
-    #[error("configuration `{0}` is not a regular file: name a YAML file in `--config.file`")]
+    #[error("configuration `{0}` is not a regular file: name a YAML file")]
     NotAFile(String),
     /// Too large.
     #[error("configuration `{0}` is larger than 1 MiB: merge tenant rules with wildcards")]

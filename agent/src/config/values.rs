@@ -43,6 +43,21 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(bad()) } else { Ok(Duration::from_millis(total)) }
 }
 
+/// How long to meter for a table: shorter, and rates are those of a few events, or of none.
+const LEAST_LOOK: Duration = Duration::from_millis(100);
+
+/// As [`duration`], long enough to tell rates from.
+///
+/// # Errors
+/// As [`duration`], or it is too short.
+pub fn look(text: &str) -> Result<Duration, String> {
+    let value = duration(text)?;
+    if value < LEAST_LOOK {
+        return Err(format!("`{}` is too short: use {} or more", shown(text), written(LEAST_LOOK)));
+    }
+    Ok(value)
+}
+
 /// A duration within a range.
 pub(super) fn duration_in(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Result<Duration, String> {
     move |text| {
@@ -242,6 +257,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn looks() {
+        assert_eq!(look("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(look("0s"), Err("`0s` is too short: use 100ms or more".into()));
+        assert_eq!(look("99ms"), Err("`99ms` is too short: use 100ms or more".into()));
+        assert_eq!(look("5"), duration("5"));
+    }
 
     #[test]
     fn durations() {

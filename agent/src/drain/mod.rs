@@ -105,7 +105,9 @@ impl Drain {
         let mut overflow = [0u64; size_of::<SlotInfo>() / 8];
         overflow[offset_of!(SlotInfo, account) / 8] = SLOT_OVERFLOW.into();
         drain.infos.store(SLOT_OVERFLOW, &overflow).map_err(MapAccessError::of("SLOTS"))?;
-        kernel.set_cgroup(root_cgroup, CgroupRef { slot: SLOT_HOST, flags: 0 })?;
+        if !kernel.set_cgroup(root_cgroup, CgroupRef { slot: SLOT_HOST, flags: 0 })? {
+            return Err(LoadError::Map(MapAccessError { map: "CGROUPS", reason: "no room".into() }));
+        }
         Ok(drain)
     }
 
@@ -120,7 +122,16 @@ impl Drain {
     /// The kernel refused; what there is stays in use.
     pub fn grow(&mut self, kernel: &mut Kernel) -> Result<(), MapAccessError> {
         self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
-        self.tables.grow(kernel, &mut self.accounts)
+        self.tables.grow(kernel, &mut self.accounts, 0)
+    }
+
+    /// Makes as many slots as so many cgroups need, as far as the plan goes.
+    ///
+    /// # Errors
+    /// The kernel refused; what there is stays in use.
+    pub fn make_room(&mut self, kernel: &mut Kernel, cgroups: u32) -> Result<(), MapAccessError> {
+        self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
+        self.tables.grow(kernel, &mut self.accounts, cgroups.saturating_add(FIRST_SLOT))
     }
 
     /// Gives a cgroup that exists already a slot, unless it is part of a workload, has one already, or its account holds more
@@ -179,7 +190,7 @@ impl Drain {
         if !is_bound {
             // Created by the kernel side between the look and the insertion, or no room: the slot was not needed.
             self.clear_info(slot, generation)?;
-            kernel.push(Queue::Slots, slot, 1)?;
+            kernel.push(Queue::Slots, slot)?;
             return Ok(true);
         }
         self.accounts.charge(account, Resource::Slots).map_err(MapAccessError::of("GIVEN"))?;
@@ -231,7 +242,7 @@ impl Drain {
         self.tables.private()
     }
 
-    /// Private rows that CPUs ever took.
+    /// Private rows that CPUs ever took, as far as passes saw them.
     pub fn private_rows_taken(&self) -> u64 {
         self.tables.private_taken()
     }
@@ -374,7 +385,7 @@ impl Drain {
         let generation = self.infos.load_u32(slot, offset_of!(SlotInfo, generation));
         self.clear_info(slot, generation.wrapping_add(1))?;
         self.lives[slot as usize] = Life::Free;
-        kernel.push(Queue::Slots, slot, 1)?;
+        kernel.push(Queue::Slots, slot)?;
         given.into_iter().try_for_each(|(resource, count)| {
             self.accounts.give(account, resource, count).map_err(MapAccessError::of("GIVEN"))
         })

@@ -3,9 +3,10 @@
 
 use std::mem::offset_of;
 
+use kernmeter_abi::ways::{self, WAYS};
 use kernmeter_abi::{
-    ErrnoRow, FIRST_PRIVATE_SLOT_CHUNK, FIRST_SLOT, KEY_USED, PrivateKey, PrivateLeft, Resource, SLOT_CHUNK,
-    SLOT_HOST, SLOT_OVERFLOW, SYSCALL_CHUNK, SlotRow, SyscallRow, ways,
+    ErrnoRow, FIRST_PRIVATE_CHUNK, FIRST_SLOT, KEY_USED, PrivateLeft, Resource, SLOT_CHUNK, SLOT_HOST,
+    SLOT_OVERFLOW, SYSCALL_CHUNK, SlotRow, SyscallRow,
 };
 
 use super::accounts::Accounts;
@@ -17,33 +18,29 @@ use crate::kernel::chunks::Table;
 use crate::kernel::maps::MapAccessError;
 use crate::kernel::region::Region;
 use crate::kernel::size::Plan;
-use crate::kernel::{Kernel, LoadError, Queue};
+use crate::kernel::{Kernel, LoadError, Queue, Way};
 
 /// A private row that counted nothing for so long is taken back.
 const IDLE_NS: u64 = 60_000_000_000;
 /// The same where none is left for others.
 const IDLE_UNDER_PRESSURE_NS: u64 = 1_000_000_000;
-/// Rows of each kind that are made at once, but for the first.
-const AT_ONCE: u32 = 4 * SYSCALL_CHUNK;
+/// Rows of each kind that are made at once, but for the first: the kernel makes the agent wait some 10 ms for each chunk.
+const AT_ONCE: u32 = 8 * SYSCALL_CHUNK;
 /// Private rows of each kind that one pass takes back at most.
 const MOST_RETIRED: usize = 1024;
 
-/// Keys of a chunk of rows.
+/// The keys of a table's shared rows.
 struct Keys {
-    /// `None` where rows have no keys.
-    region: Option<Region>,
-    /// Number of its first row.
-    first: u32,
-    /// Rows of it that are handed out.
-    rows: u32,
+    region: Region,
     /// Which rows are known.
     known: Vec<bool>,
 }
 
-impl Keys {
-    fn new(region: Option<Region>, first: u32, rows: u32) -> Keys {
-        Keys { region, first, rows, known: vec![false; rows as usize] }
-    }
+/// Every word of every CPU's sets: see [`kernmeter_abi::ways`].
+struct Sets {
+    region: Region,
+    /// Which words name a row that is known.
+    known: Vec<bool>,
 }
 
 /// What a slot gave back.
@@ -59,13 +56,12 @@ pub(super) struct Tables {
     slots: Rows,
     syscalls: Rows,
     errors: Rows,
-    /// Of private slot rows.
-    slot_keys: Vec<Keys>,
-    /// Of shared syscall rows, and of private ones.
-    syscall_keys: Vec<Keys>,
-    private_keys: Vec<Keys>,
+    syscall_keys: Keys,
     error_keys: Keys,
+    sets: Sets,
     private_left: Region,
+    /// Private rows that were ever met.
+    private_taken: u64,
     /// Rows made so far.
     made: Made,
     /// Whether the kernel refused to make more: not asked again.
@@ -79,7 +75,6 @@ struct Made {
     private_syscalls: u32,
     private_slots: u32,
     errors: u32,
-    syscall_chunks: u32,
     has_second_index: bool,
 }
 
@@ -114,10 +109,10 @@ impl Tables {
             slots: Rows::new(RowKind::Slot, SLOT_CHUNK, &switches),
             syscalls: Rows::new(RowKind::Syscall, SYSCALL_CHUNK, &[offset_of!(SyscallRow, calls)]),
             errors,
-            slot_keys: Vec::new(),
-            syscall_keys: Vec::new(),
-            private_keys: Vec::new(),
-            error_keys: Keys::new(Some(region("ERR_KEYS", 8, plan.errno_rows)?), 0, plan.errno_rows),
+            syscall_keys: Keys::new(region("SYS_KEYS", 8, plan.syscall_rows)?, plan.syscall_rows),
+            error_keys: Keys::new(region("ERR_KEYS", 8, plan.errno_rows)?, plan.errno_rows),
+            sets: Sets::new(region("SETS", 8 * WAYS, plan.cpus * plan.sets)?, plan.cpus * plan.sets),
+            private_taken: 0,
             private_left: region("PRIVATE_LEFT", size_of::<PrivateLeft>(), 1)?,
             made: Made::default(),
             is_refused: false,
@@ -126,67 +121,86 @@ impl Tables {
         })
     }
 
-    /// Makes rows where less than half is free, as many again as there are, up to the plan; at the start, the first.
+    /// Makes rows where less than half is free, as many again as there are, up to the plan; at the start, the first. Slots, so
+    /// that there are at least `least`.
     ///
     /// # Errors
     /// The kernel refused; what there is stays in use. After the first refusal no more is asked for.
-    pub(super) fn grow(&mut self, kernel: &mut Kernel, accounts: &mut Accounts) -> Result<(), MapAccessError> {
+    pub(super) fn grow(
+        &mut self,
+        kernel: &mut Kernel,
+        accounts: &mut Accounts,
+        least: u32,
+    ) -> Result<(), MapAccessError> {
         if self.is_refused {
             return Ok(());
         }
         self.private_left.refresh().map_err(MapAccessError::of("PRIVATE_LEFT"))?;
-        let grown = self.try_grow(kernel, accounts);
+        let grown = self.try_grow(kernel, accounts, least);
         self.is_refused = grown.is_err();
         grown
     }
 
-    fn try_grow(&mut self, kernel: &mut Kernel, accounts: &mut Accounts) -> Result<(), MapAccessError> {
-        let given = MapAccessError::of("GIVEN");
+    fn try_grow(
+        &mut self,
+        kernel: &mut Kernel,
+        accounts: &mut Accounts,
+        least: u32,
+    ) -> Result<(), MapAccessError> {
+        let Plan { slots, syscall_rows, private_syscall_rows, private_slot_rows, errno_rows, .. } = self.plan;
         if self.made.errors == 0 {
-            kernel.push(Queue::ErrnoRows, 0, self.plan.errno_rows)?;
-            accounts.add(Resource::ErrnoRows, self.plan.errno_rows.into()).map_err(&given)?;
-            self.made.errors = self.plan.errno_rows;
+            kernel.fill(Queue::ErrnoRows, 0..errno_rows)?;
+            accounts.add(Resource::ErrnoRows, errno_rows.into()).map_err(MapAccessError::of("GIVEN"))?;
+            self.made.errors = errno_rows;
         }
         let free = |resource| accounts.free(resource) as u32;
         let (free_slots, free_rows) = (free(Resource::Slots), free(Resource::SyscallRows));
-        let slots = more(self.made.slots, free_slots, self.plan.start_slots(), self.plan.slots);
+        let wanted = least.min(slots).saturating_sub(self.made.slots);
+        let more_slots = more(self.made.slots, free_slots, self.plan.start_slots(), slots).max(wanted);
+        if more_slots > 0 {
+            self.make_slots(kernel, accounts, more_slots)?;
+        }
+        let more_rows = more(self.made.syscalls, free_rows, self.plan.start_syscall_rows(), syscall_rows);
+        if more_rows > 0 {
+            self.make_syscall_rows(kernel, accounts, more_rows)?;
+        }
+        let private = |kind: usize, made: u32, chunk: u32, most: u32| {
+            let left = self.private_left.load(0, offset_of!(PrivateLeft, left) + 8 * kind);
+            let is_wanted = self.private_left.load(0, offset_of!(PrivateLeft, wanted) + 8 * kind) != 0;
+            if is_wanted { more(made, left as u32, chunk, most) } else { 0 }
+        };
+        let syscalls = private(0, self.made.private_syscalls, SYSCALL_CHUNK, private_syscall_rows);
+        let slots = private(1, self.made.private_slots, SLOT_CHUNK, private_slot_rows);
+        if syscalls > 0 {
+            let first = FIRST_PRIVATE_CHUNK * SYSCALL_CHUNK + self.made.private_syscalls;
+            self.add_chunks(kernel, Table::Syscalls, first, syscalls)?;
+            self.made.private_syscalls += syscalls;
+            kernel.fill(Queue::PrivateSyscallRows, first..first + syscalls)?;
+        }
         if slots > 0 {
-            let first = self.made.slots.max(FIRST_SLOT);
-            let pushed = self.made.slots + slots - first;
-            self.make_slots(kernel, slots)?;
-            accounts.add(Resource::Slots, pushed.into()).map_err(&given)?;
-            kernel.push(Queue::Slots, first, pushed)?;
-        }
-        let rows = more(self.made.syscalls, free_rows, self.plan.start_syscall_rows(), self.plan.syscall_rows);
-        if rows > 0 {
-            self.make_syscall_rows(kernel, accounts, rows)?;
-        }
-        let left = |kind: usize| self.private_left.load(0, offset_of!(PrivateLeft, left) + 8 * kind) as u32;
-        let (left_syscalls, left_slots) = (left(0), left(1));
-        let rows =
-            more(self.made.private_syscalls, left_syscalls, SYSCALL_CHUNK, self.plan.private_syscall_rows);
-        if rows > 0 {
-            self.make_private_syscall_rows(kernel, rows)?;
-        }
-        let rows = more(self.made.private_slots, left_slots, SLOT_CHUNK, self.plan.private_slot_rows);
-        if rows > 0 {
-            self.make_private_slot_rows(kernel, rows)?;
+            let first = FIRST_PRIVATE_CHUNK * SLOT_CHUNK + self.made.private_slots;
+            self.add_chunks(kernel, Table::Slots, first, slots)?;
+            self.made.private_slots += slots;
+            kernel.fill(Queue::PrivateSlotRows, first..first + slots)?;
         }
         Ok(())
     }
 
-    fn make_slots(&mut self, kernel: &mut Kernel, count: u32) -> Result<(), MapAccessError> {
-        let is_first = self.made.slots == 0;
-        let end = self.made.slots + count;
-        for index in self.made.slots.div_ceil(SLOT_CHUNK)..end.div_ceil(SLOT_CHUNK) {
-            let chunk = kernel.add_chunk(Table::Slots, index, self.mode)?;
-            self.slots.add_chunk(index, chunk.rows);
-        }
+    fn make_slots(
+        &mut self,
+        kernel: &mut Kernel,
+        accounts: &mut Accounts,
+        count: u32,
+    ) -> Result<(), MapAccessError> {
+        let (before, end) = (self.made.slots, self.made.slots + count);
+        self.add_chunks(kernel, Table::Slots, before, count)?;
         self.made.slots = end;
-        if is_first {
+        if before == 0 {
             [SLOT_HOST, SLOT_OVERFLOW].into_iter().for_each(|slot| self.meet_slot(slot));
         }
-        Ok(())
+        let first = before.max(FIRST_SLOT);
+        accounts.add(Resource::Slots, (end - first).into()).map_err(MapAccessError::of("GIVEN"))?;
+        kernel.fill(Queue::Slots, first..end)
     }
 
     fn make_syscall_rows(
@@ -195,57 +209,31 @@ impl Tables {
         accounts: &mut Accounts,
         count: u32,
     ) -> Result<(), MapAccessError> {
-        if !self.made.has_second_index && self.made.syscalls + count > self.plan.index() {
+        let (first, end) = (self.made.syscalls, self.made.syscalls + count);
+        if !self.made.has_second_index && end > self.plan.index() {
             kernel.add_second_index(self.plan.second_index())?;
             self.made.has_second_index = true;
         }
-        let mut rest = count;
-        while rest > 0 {
-            let rows = rest.min(SYSCALL_CHUNK);
-            let keys = self.make_syscall_chunk(kernel, rows)?;
-            let first = keys.first;
-            self.syscall_keys.push(keys);
-            self.made.syscalls += rows;
-            accounts.add(Resource::SyscallRows, rows.into()).map_err(MapAccessError::of("GIVEN"))?;
-            kernel.push(Queue::SyscallRows, first, rows)?;
-            rest -= rows;
-        }
-        Ok(())
+        self.add_chunks(kernel, Table::Syscalls, first, count)?;
+        self.made.syscalls = end;
+        accounts.add(Resource::SyscallRows, count.into()).map_err(MapAccessError::of("GIVEN"))?;
+        kernel.fill(Queue::SyscallRows, first..end)
     }
 
-    fn make_private_syscall_rows(&mut self, kernel: &mut Kernel, count: u32) -> Result<(), MapAccessError> {
-        let mut rest = count;
-        while rest > 0 {
-            let rows = rest.min(SYSCALL_CHUNK);
-            let keys = self.make_syscall_chunk(kernel, rows)?;
-            let first = keys.first;
-            self.private_keys.push(keys);
-            self.made.private_syscalls += rows;
-            kernel.push(Queue::PrivateSyscallRows, first, rows)?;
-            rest -= rows;
-        }
-        Ok(())
-    }
-
-    fn make_syscall_chunk(&mut self, kernel: &mut Kernel, rows: u32) -> Result<Keys, MapAccessError> {
-        let index = self.made.syscall_chunks;
-        let chunk = kernel.add_chunk(Table::Syscalls, index, self.mode)?;
-        self.made.syscall_chunks += 1;
-        self.syscalls.add_chunk(index, chunk.rows);
-        Ok(Keys::new(chunk.keys, index * SYSCALL_CHUNK, rows))
-    }
-
-    fn make_private_slot_rows(&mut self, kernel: &mut Kernel, count: u32) -> Result<(), MapAccessError> {
-        let mut rest = count;
-        while rest > 0 {
-            let rows = rest.min(SLOT_CHUNK);
-            let index = FIRST_PRIVATE_SLOT_CHUNK + self.slot_keys.len() as u32;
-            let chunk = kernel.add_chunk(Table::Slots, index, self.mode)?;
-            self.slots.add_chunk(index, chunk.rows);
-            self.slot_keys.push(Keys::new(chunk.keys, index * SLOT_CHUNK, rows));
-            self.made.private_slots += rows;
-            kernel.push(Queue::PrivateSlotRows, index * SLOT_CHUNK, rows)?;
-            rest -= rows;
+    /// Makes the chunks that hold `count` rows from `first` on, where they are not there yet.
+    fn add_chunks(
+        &mut self,
+        kernel: &mut Kernel,
+        table: Table,
+        first: u32,
+        count: u32,
+    ) -> Result<(), MapAccessError> {
+        let rows = match table {
+            Table::Slots => &mut self.slots,
+            Table::Syscalls => &mut self.syscalls,
+        };
+        for index in first.div_ceil(table.chunk())..(first + count).div_ceil(table.chunk()) {
+            rows.add_chunk(index, kernel.add_chunk(table, index, self.mode)?);
         }
         Ok(())
     }
@@ -255,11 +243,12 @@ impl Tables {
     /// # Errors
     /// The kernel refused the lookup.
     pub(super) fn refresh(&mut self) -> Result<(), MapAccessError> {
-        let keys = [&mut self.slot_keys, &mut self.syscall_keys, &mut self.private_keys];
-        for keys in keys.into_iter().flatten().chain([&mut self.error_keys]) {
-            if let Some(region) = &mut keys.region {
-                region.refresh().map_err(MapAccessError::of("SYS_KEYS"))?;
-            }
+        for (name, region) in [
+            ("SYS_KEYS", &mut self.syscall_keys.region),
+            ("ERR_KEYS", &mut self.error_keys.region),
+            ("SETS", &mut self.sets.region),
+        ] {
+            region.refresh().map_err(MapAccessError::of(name))?;
         }
         for (name, rows) in
             [("SLOT_ROWS", &mut self.slots), ("SYS_ROWS", &mut self.syscalls), ("ERR_ROWS", &mut self.errors)]
@@ -284,10 +273,9 @@ impl Tables {
         (self.syscalls.private_parts(), self.slots.private_parts())
     }
 
-    /// Private rows that CPUs ever took.
+    /// Private rows that CPUs ever took, as far as passes saw them.
     pub(super) fn private_taken(&self) -> u64 {
-        let taken = |kind: usize| self.private_left.load(0, offset_of!(PrivateLeft, taken) + 8 * kind);
-        taken(0) + taken(1)
+        self.private_taken
     }
 
     /// Events that were counted, by the kind of row they were added to.
@@ -308,20 +296,18 @@ impl Tables {
 
     /// Finds rows with new keys. Rows of a slot that has no owner yet are left to the next pass, which knows whose they are.
     pub(super) fn discover(&mut self, now_ns: u64, owned: impl Fn(u32) -> bool) {
-        let syscalls = &mut self.syscalls;
-        for keys in &mut self.syscall_keys {
-            keys.discover(|row, key| {
-                let (slot, syscall) = ((key >> 16) as u32, key as u32 & 0xffff);
-                let is_owned = owned(slot);
-                if is_owned {
-                    syscalls.meet(row, slot, Subject::Syscall(syscall), std::iter::once(row));
-                }
-                is_owned
-            });
-        }
+        let (syscalls, slots) = (&mut self.syscalls, &mut self.slots);
+        self.syscall_keys.discover(self.made.syscalls, |row, key| {
+            let (slot, syscall) = ((key >> 16) as u32, key as u32 & 0xffff);
+            let is_owned = owned(slot);
+            if is_owned {
+                syscalls.meet(row, slot, Subject::Syscall(syscall), std::iter::once(row));
+            }
+            is_owned
+        });
         let Plan { errno_rows, errno_shards, .. } = self.plan;
         let errors = &mut self.errors;
-        self.error_keys.discover(|row, key| {
+        self.error_keys.discover(errno_rows, |row, key| {
             let (slot, syscall, errno) = ((key >> 32) as u32, (key >> 16) as u32 & 0xffff, key as u32 & 0xffff);
             let is_owned = owned(slot);
             if is_owned {
@@ -330,16 +316,11 @@ impl Tables {
             }
             is_owned
         });
-        for keys in &mut self.private_keys {
-            keys.discover_private(|row, key| syscalls.meet_private(key.of, row, key.way, now_ns));
-        }
-        let slots = &mut self.slots;
-        for keys in &mut self.slot_keys {
-            keys.discover_private(|row, key| {
-                let slot = key.of & !ways::key_of_slot(0);
-                slots.meet_private(slot, row, key.way, now_ns)
-            });
-        }
+        let met = self.sets.discover(|way, key, row| match ways::slot_of(key) {
+            Some(slot) => slots.meet_private(slot, row, way, now_ns),
+            None => syscalls.meet_private(key, row, way, now_ns),
+        });
+        self.private_taken += met;
     }
 
     /// Writes what every row in use counted since the last look into `deltas`.
@@ -365,7 +346,7 @@ impl Tables {
         for (kind, rows) in [&mut self.syscalls, &mut self.slots].into_iter().enumerate() {
             let idle = if left(kind) <= 0 { IDLE_UNDER_PRESSURE_NS } else { IDLE_NS };
             for way in rows.retire(pass, now_ns.saturating_sub(idle), MOST_RETIRED) {
-                kernel.set_way(way, ways::RETIRED)?;
+                kernel.set_way(way, Way::Retire)?;
             }
         }
         Ok(())
@@ -373,16 +354,16 @@ impl Tables {
 
     fn give_private_syscall_row(&mut self, kernel: &Kernel, gone: Gone) -> Result<(), MapAccessError> {
         self.syscalls.clear(gone.row).map_err(MapAccessError::of("SYS_ROWS"))?;
-        forget(&mut self.private_keys, gone.row).map_err(MapAccessError::of("SYS_KEYS"))?;
-        kernel.set_way(gone.way, 0)?;
-        kernel.push(Queue::PrivateSyscallRows, gone.row, 1)
+        self.sets.forget(gone.way);
+        kernel.set_way(gone.way, Way::Free)?;
+        kernel.push(Queue::PrivateSyscallRows, gone.row)
     }
 
     fn give_private_slot_row(&mut self, kernel: &Kernel, gone: Gone) -> Result<(), MapAccessError> {
         self.slots.clear(gone.row).map_err(MapAccessError::of("SLOT_ROWS"))?;
-        forget(&mut self.slot_keys, gone.row).map_err(MapAccessError::of("SLOT_KEYS"))?;
-        kernel.set_way(gone.way, 0)?;
-        kernel.push(Queue::PrivateSlotRows, gone.row, 1)
+        self.sets.forget(gone.way);
+        kernel.set_way(gone.way, Way::Free)?;
+        kernel.push(Queue::PrivateSlotRows, gone.row)
     }
 
     /// Clears all rows of a slot and gives them back, but for the slot itself. No program finds them, and every count in them
@@ -399,8 +380,8 @@ impl Tables {
         for (row, subject) in syscalls {
             kernel.remove_syscall(index_key(slot, subject) as u32)?;
             self.syscalls.clear(row).map_err(MapAccessError::of("SYS_ROWS"))?;
-            forget(&mut self.syscall_keys, row).map_err(MapAccessError::of("SYS_KEYS"))?;
-            kernel.push(Queue::SyscallRows, row, 1)?;
+            self.syscall_keys.forget(row).map_err(MapAccessError::of("SYS_KEYS"))?;
+            kernel.push(Queue::SyscallRows, row)?;
         }
         let (errors, _) = self.errors.forget(slot);
         let freed_errors = errors.len() as u64;
@@ -410,8 +391,8 @@ impl Tables {
                 let row = shard * self.plan.errno_rows + row;
                 self.errors.clear(row).map_err(MapAccessError::of("ERR_ROWS"))?;
             }
-            forget(std::slice::from_mut(&mut self.error_keys), row).map_err(MapAccessError::of("ERR_KEYS"))?;
-            kernel.push(Queue::ErrnoRows, row, 1)?;
+            self.error_keys.forget(row).map_err(MapAccessError::of("ERR_KEYS"))?;
+            kernel.push(Queue::ErrnoRows, row)?;
         }
         let (_, private) = self.slots.forget(slot);
         for gone in private {
@@ -436,32 +417,52 @@ fn more(made: u32, free: u32, start: u32, most: u32) -> u32 {
 }
 
 impl Keys {
-    /// Shows each row that got a key since the last look, until it is taken.
-    fn discover(&mut self, mut take: impl FnMut(u32, u64) -> bool) {
-        let Some(region) = &self.region else { return };
-        for row in 0..self.rows {
-            if self.known[row as usize] {
-                continue;
-            }
-            let key = region.load(row, 0);
-            if key & KEY_USED != 0 && take(self.first + row, key & !KEY_USED) {
-                self.known[row as usize] = true;
+    fn new(region: Region, rows: u32) -> Keys {
+        Keys { region, known: vec![false; rows as usize] }
+    }
+
+    /// Shows each of the first `rows` rows that got a key since the last look, until it is taken.
+    fn discover(&mut self, rows: u32, mut take: impl FnMut(u32, u64) -> bool) {
+        for (row, known) in (0..rows).zip(&mut self.known) {
+            if !*known {
+                let key = self.region.load(row, 0);
+                *known = key & KEY_USED != 0 && take(row, key & !KEY_USED);
             }
         }
     }
 
-    fn discover_private(&mut self, mut take: impl FnMut(u32, PrivateKey) -> bool) {
-        self.discover(|row, key| PrivateKey::unpack(key | KEY_USED).is_some_and(|key| take(row, key)));
+    /// Takes the key from a row.
+    fn forget(&mut self, row: u32) -> std::io::Result<()> {
+        self.known[row as usize] = false;
+        self.region.clear(row)
     }
 }
 
-/// Takes the key from a row.
-fn forget(chunks: &mut [Keys], row: u32) -> std::io::Result<()> {
-    let holds = |keys: &&mut Keys| (keys.first..keys.first + keys.rows).contains(&row);
-    let Some(keys) = chunks.iter_mut().find(holds) else { return Ok(()) };
-    let place = row - keys.first;
-    keys.known[place as usize] = false;
-    keys.region.as_mut().map_or(Ok(()), |region| region.clear(place))
+impl Sets {
+    fn new(region: Region, sets: u32) -> Sets {
+        Sets { region, known: vec![false; WAYS * sets as usize] }
+    }
+
+    /// Shows each word that has come to name a row since the last look, with the row's key and the row, until it is taken.
+    /// Returns how many were.
+    fn discover(&mut self, mut take: impl FnMut(u32, u32, u32) -> bool) -> u64 {
+        let mut taken = 0;
+        for (way, known) in (0u32..).zip(&mut self.known) {
+            if *known {
+                continue;
+            }
+            let (set, place) = (way / WAYS as u32, way as usize % WAYS);
+            let Some((key, row)) = ways::named(self.region.load(set, 8 * place)) else { continue };
+            *known = take(way, key, row);
+            taken += u64::from(*known);
+        }
+        taken
+    }
+
+    /// A word names nothing any more.
+    fn forget(&mut self, way: u32) {
+        self.known[way as usize] = false;
+    }
 }
 
 #[cfg(test)]

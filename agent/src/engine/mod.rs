@@ -42,8 +42,8 @@ const SETTLE_LOOKS: u32 = 40;
 pub struct PassReport {
     /// Every conserved quantity.
     pub balances: Vec<Balance>,
-    /// How far CPU time is from the kernel's own account of the cgroups, relative.
-    pub cpu_by_cgroup: f64,
+    /// How far CPU time is from the kernel's own account of the cgroups, relative; `None` if it was not compared recently.
+    pub cpu_by_cgroup: Option<f64>,
     /// How long the pass took.
     pub took: Duration,
 }
@@ -55,7 +55,7 @@ impl PassReport {
         self.balances
             .iter()
             .map(move |balance| (quantity(balance), balance.error_ratio(u64::from(cpus))))
-            .chain([("cpu_by_cgroup", self.cpu_by_cgroup)])
+            .chain(self.cpu_by_cgroup.map(|ratio| ("cpu_by_cgroup", ratio)))
     }
 }
 

@@ -143,7 +143,10 @@ pub(super) fn attach(
     attach(kernel, Stage::Cgroups);
     // Twice: a cgroup made while the first walk had not yet come to its parent is found by the second.
     for _ in 0..2 {
-        adopt(&hierarchy.walk(MOST_CGROUPS)?, kernel, drain)?;
+        let walk = hierarchy.walk(MOST_CGROUPS)?;
+        // An account is given no more than is left for others.
+        drain.make_room(kernel, 2 * walk.entries.len() as u32)?;
+        adopt(&walk, kernel, drain)?;
     }
     attach(kernel, Stage::Tasks);
     if let Err(reason) = kernel.adopt_tasks() {

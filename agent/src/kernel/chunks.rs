@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use aya::maps::{ArrayOfMaps, MapData};
-use kernmeter_abi::{FIRST_PRIVATE_SLOT_CHUNK, SLOT_CHUNK, SYSCALL_CHUNK, SlotRow, SyscallRow};
+use kernmeter_abi::{SLOT_CHUNK, SYSCALL_CHUNK, SlotRow, SyscallRow};
 
 use super::maps::MapAccessError;
 use super::region::Region;
@@ -40,46 +40,23 @@ impl Table {
         }
     }
 
-    /// Names of the map of rows, and of that of their keys.
-    const fn names(self) -> (&'static str, &'static str) {
+    /// Its map.
+    const fn map(self) -> &'static str {
         match self {
-            Self::Slots => ("SLOT_ROWS", "SLOT_KEYS"),
-            Self::Syscalls => ("SYS_ROWS", "SYS_KEYS"),
+            Self::Slots => "SLOT_ROWS",
+            Self::Syscalls => "SYS_ROWS",
         }
     }
 }
 
-/// A chunk as memory.
-pub struct Chunk {
-    /// Its rows.
-    pub rows: Region,
-    /// Their keys, a word each; `None` for the rows of slots by number, which need none.
-    pub keys: Option<Region>,
-}
-
 impl Kernel {
     /// Makes the chunk at an index of a table, all zero. Programs find its rows at once. The kernel waits for programs that are
-    /// running, some 10 ms a map.
+    /// running: some 10 ms.
     ///
     /// # Errors
     /// The kernel refused: most often its memory, or that of the agent's cgroup, is used up.
-    pub fn add_chunk(&mut self, table: Table, index: u32, mode: ReadMode) -> Result<Chunk, MapAccessError> {
-        let (rows, keys) = table.names();
-        // Keys first: whoever takes a row describes it.
-        let has_keys = table == Table::Syscalls || index >= FIRST_PRIVATE_SLOT_CHUNK;
-        let keys = has_keys.then(|| self.add_array(keys, 8, table.chunk(), index, mode)).transpose()?;
-        let rows = self.add_array(rows, table.row_size(), table.chunk(), index, mode)?;
-        Ok(Chunk { rows, keys })
-    }
-
-    fn add_array(
-        &mut self,
-        name: &'static str,
-        element: usize,
-        entries: u32,
-        index: u32,
-        mode: ReadMode,
-    ) -> Result<Region, MapAccessError> {
+    pub fn add_chunk(&mut self, table: Table, index: u32, mode: ReadMode) -> Result<Region, MapAccessError> {
+        let (name, element, entries) = (table.map(), table.row_size(), table.chunk());
         let inner = create(name, [ARRAY, 4, element as u32, entries, MMAPABLE])?;
         let region = Region::open(inner.fd().as_fd(), element, entries, mode);
         let region = region.map_err(MapAccessError::of(name))?;

@@ -2,16 +2,21 @@
 //!
 //! bpf(2) changes elements as well, but keeps programs from running on the CPU meanwhile: see `agent-ebpf/src/edit.rs`.
 
+use std::ops::Range;
+
 use aya::TestRun as _;
-use aya::programs::{RawTracePoint, RawTracePointRunOptions};
+use aya::maps::MapData;
+use aya::programs::{ProgramError, RawTracePoint, RawTracePointRunOptions};
 use kernmeter_abi::{CgroupRef, edit};
 
 use super::Kernel;
 use super::maps::MapAccessError;
-use super::rejection::Rejection;
+use super::rejection::{Rejection, chain};
 
 /// Program that makes the change; never attached.
 pub(super) const PROGRAM: &str = "edit";
+/// The table of cgroups.
+const CGROUPS: &str = "CGROUPS";
 
 /// What is handed out by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,58 +33,56 @@ pub enum Queue {
     PrivateSlotRows,
 }
 
-/// A change of a table or a queue.
+/// What becomes of a word of a CPU's sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Edit {
-    CgroupGet(u64),
-    CgroupSet(u64, CgroupRef),
-    CgroupAdd(u64, CgroupRef),
-    CgroupRemove(u64),
-    SyscallRemove(u32),
-    ErrnoRemove(u64),
-    SlotPop,
-    Push { queue: Queue, first: u32, count: u32 },
-    WaySet(u32, u64),
+pub enum Way {
+    /// It names a row no more, and no other either.
+    Retire,
+    /// It is free.
+    Free,
 }
 
-impl Edit {
-    /// As the program takes it.
-    fn arguments(self) -> [u64; 3] {
-        let (change, key, value) = match self {
-            Self::CgroupGet(id) => (edit::CGROUP_GET, id, 0),
-            Self::CgroupSet(id, own) => (edit::CGROUP_SET, id, own.pack().into()),
-            Self::CgroupAdd(id, own) => (edit::CGROUP_ADD, id, own.pack().into()),
-            Self::WaySet(way, word) => (edit::WAY_SET, way.into(), word),
-            Self::CgroupRemove(id) => (edit::CGROUP_REMOVE, id, 0),
-            Self::SyscallRemove(key) => (edit::SYSCALL_REMOVE, key.into(), 0),
-            Self::ErrnoRemove(key) => (edit::ERRNO_REMOVE, key, 0),
-            Self::SlotPop => (edit::SLOT_POP, 0, 0),
-            Self::Push { queue, first, count } => {
-                let change = match queue {
-                    Queue::Slots => edit::SLOT_PUSH,
-                    Queue::SyscallRows => edit::SYSCALL_PUSH,
-                    Queue::ErrnoRows => edit::ERRNO_PUSH,
-                    Queue::PrivateSyscallRows => edit::PRIVATE_SYSCALL_PUSH,
-                    Queue::PrivateSlotRows => edit::PRIVATE_SLOT_PUSH,
-                };
-                (change, first.into(), count.into())
-            }
-        };
-        [change.into(), key, value]
+impl Queue {
+    /// Its map.
+    const fn map(self) -> &'static str {
+        match self {
+            Self::Slots => "SLOT_FREE",
+            Self::SyscallRows => "SYS_FREE",
+            Self::ErrnoRows => "ERR_FREE",
+            Self::PrivateSyscallRows => "SYS_PRIVATE",
+            Self::PrivateSlotRows => "SLOT_PRIVATE",
+        }
+    }
+
+    /// The change that puts a number into it.
+    const fn push(self) -> u32 {
+        match self {
+            Self::Slots => edit::SLOT_PUSH,
+            Self::SyscallRows => edit::SYSCALL_PUSH,
+            Self::ErrnoRows => edit::ERRNO_PUSH,
+            Self::PrivateSyscallRows => edit::PRIVATE_SYSCALL_PUSH,
+            Self::PrivateSlotRows => edit::PRIVATE_SLOT_PUSH,
+        }
     }
 }
 
 /// Changes of what programs look up. A key that is not there when it is to go is no error.
 impl Kernel {
-    fn edit(&self, change: Edit) -> Result<Option<u32>, MapAccessError> {
-        let refused = |reason: String| MapAccessError { map: PROGRAM, reason };
-        let program: Result<&RawTracePoint, _> =
-            self.ebpf.program(PROGRAM).ok_or_else(|| refused("no such program".into()))?.try_into();
-        let program = program.map_err(|error| refused(Rejection::of(&error).to_string()))?;
+    /// Has the program make a change of a map: see [`edit`]. `None` if it says [`edit::NONE`].
+    fn edit(
+        &self,
+        map: &'static str,
+        change: u32,
+        key: u64,
+        value: u32,
+    ) -> Result<Option<u32>, MapAccessError> {
+        let refused = |error: ProgramError| MapAccessError { map, reason: Rejection::of(&error).to_string() };
+        let program = self.ebpf.program(PROGRAM).ok_or(ProgramError::NotLoaded).map_err(refused)?;
+        let program: &RawTracePoint = program.try_into().map_err(refused)?;
         let mut options = RawTracePointRunOptions::new();
-        options.args[..3].copy_from_slice(&change.arguments());
-        let run = program.test_run(options).map_err(|error| refused(Rejection::of(&error).to_string()))?;
-        Ok(Some(run.return_value).filter(|result| *result != edit::NONE))
+        options.args[..3].copy_from_slice(&[change.into(), key, value.into()]);
+        let result = program.test_run(options).map_err(refused)?.return_value;
+        Ok((result != edit::NONE).then_some(result))
     }
 
     /// Where a cgroup's events go; `None` if it has no entry.
@@ -87,7 +90,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refused to run the program; so with all that follow.
     pub fn cgroup(&self, id: u64) -> Result<Option<CgroupRef>, MapAccessError> {
-        Ok(self.edit(Edit::CgroupGet(id))?.map(CgroupRef::unpack))
+        Ok(self.edit(CGROUPS, edit::CGROUP_GET, id, 0)?.map(CgroupRef::unpack))
     }
 
     /// Says where a cgroup's events go. False if the table is full.
@@ -95,7 +98,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn set_cgroup(&self, id: u64, own: CgroupRef) -> Result<bool, MapAccessError> {
-        Ok(self.edit(Edit::CgroupSet(id, own))?.is_some())
+        Ok(self.edit(CGROUPS, edit::CGROUP_SET, id, own.pack())?.is_some())
     }
 
     /// The same for a cgroup that has no entry; false also if it has one.
@@ -103,7 +106,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn add_cgroup(&self, id: u64, own: CgroupRef) -> Result<bool, MapAccessError> {
-        Ok(self.edit(Edit::CgroupAdd(id, own))?.is_some())
+        Ok(self.edit(CGROUPS, edit::CGROUP_ADD, id, own.pack())?.is_some())
     }
 
     /// Lets programs forget a cgroup.
@@ -111,7 +114,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn remove_cgroup(&self, id: u64) -> Result<(), MapAccessError> {
-        self.edit(Edit::CgroupRemove(id)).map(drop)
+        self.edit(CGROUPS, edit::CGROUP_REMOVE, id, 0).map(drop)
     }
 
     /// Lets programs forget a syscall row's key.
@@ -119,7 +122,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn remove_syscall(&self, key: u32) -> Result<(), MapAccessError> {
-        self.edit(Edit::SyscallRemove(key)).map(drop)
+        self.edit("SYS_INDEX", edit::SYSCALL_REMOVE, key.into(), 0).map(drop)
     }
 
     /// Lets programs forget an errno row's key.
@@ -127,7 +130,7 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn remove_errno(&self, key: u64) -> Result<(), MapAccessError> {
-        self.edit(Edit::ErrnoRemove(key)).map(drop)
+        self.edit("ERR_INDEX", edit::ERRNO_REMOVE, key, 0).map(drop)
     }
 
     /// Takes a slot; `None` if none is free.
@@ -135,30 +138,43 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`].
     pub fn pop_slot(&self) -> Result<Option<u32>, MapAccessError> {
-        self.edit(Edit::SlotPop)
+        self.edit(Queue::Slots.map(), edit::SLOT_POP, 0, 0)
     }
 
-    /// Gives `count` numbers from `first` on to be handed out.
-    ///
-    /// # Errors
-    /// As [`Kernel::cgroup`], or the queue is full.
-    pub fn push(&self, queue: Queue, first: u32, count: u32) -> Result<(), MapAccessError> {
-        let mut from = first;
-        while from < first + count {
-            let count = edit::MOST_PUSHES.min(first + count - from);
-            if self.edit(Edit::Push { queue, first: from, count })?.is_none() {
-                return Err(MapAccessError { map: PROGRAM, reason: format!("no room in {queue:?}") });
-            }
-            from += count;
-        }
-        Ok(())
-    }
-
-    /// Writes a word of a CPU's sets that names a private row, or that is retired: see [`kernmeter_abi::ways`].
+    /// Retires a word that names a private row, or frees one that was retired: see [`kernmeter_abi::ways`].
     ///
     /// # Errors
     /// As [`Kernel::cgroup`].
-    pub fn set_way(&self, way: u32, word: u64) -> Result<(), MapAccessError> {
-        self.edit(Edit::WaySet(way, word)).map(drop)
+    pub fn set_way(&self, way: u32, change: Way) -> Result<(), MapAccessError> {
+        let change = match change {
+            Way::Retire => edit::WAY_RETIRE,
+            Way::Free => edit::WAY_FREE,
+        };
+        self.edit("SETS", change, way.into(), 0).map(drop)
+    }
+
+    /// Gives a number back to be handed out.
+    ///
+    /// # Errors
+    /// As [`Kernel::cgroup`], or the queue is full.
+    pub fn push(&self, queue: Queue, number: u32) -> Result<(), MapAccessError> {
+        let refused = || MapAccessError { map: queue.map(), reason: "the queue is full".into() };
+        self.edit(queue.map(), queue.push(), number.into(), 0)?.map(drop).ok_or_else(refused)
+    }
+
+    /// Gives all these numbers to be handed out: by bpf(2), which is quicker, while no program is attached. Private rows have
+    /// the program count them.
+    ///
+    /// # Errors
+    /// The kernel refused: there is no such queue, or it is full.
+    pub fn fill(&mut self, queue: Queue, mut numbers: Range<u32>) -> Result<(), MapAccessError> {
+        if !self.links.is_empty() || matches!(queue, Queue::PrivateSyscallRows | Queue::PrivateSlotRows) {
+            return numbers.try_for_each(|number| self.push(queue, number));
+        }
+        let refused = |reason: String| MapAccessError { map: queue.map(), reason };
+        let map = self.ebpf.map_mut(queue.map()).ok_or_else(|| refused("no such map".into()))?;
+        let map: Result<aya::maps::Queue<&mut MapData, u32>, _> = map.try_into();
+        let mut map = map.map_err(|error| refused(chain(&error)))?;
+        numbers.try_for_each(|number| map.push(number, 0)).map_err(|error| refused(chain(&error)))
     }
 }

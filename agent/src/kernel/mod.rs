@@ -17,7 +17,7 @@ pub mod region;
 pub mod rejection;
 pub mod size;
 
-pub use self::edit::Queue;
+pub use self::edit::{Queue, Way};
 pub use self::hook::{HookState, HookStatus};
 use self::hook::{Link, MissingProgram, load_hook, program};
 use self::maps::MapAccessError;

@@ -3,8 +3,8 @@
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CHUNKS, CgroupRef, FIRST_PRIVATE_SLOT_CHUNK, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK,
-    SYSCALL_CHUNK, SlotInfo, SlotRow, SyscallRow, Totals,
+    CHUNKS, CgroupRef, FIRST_PRIVATE_CHUNK, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SYSCALL_CHUNK,
+    SlotInfo, SlotRow, SyscallRow, Totals,
 };
 
 /// What the configuration asks for; `None` lets the plan choose.
@@ -69,7 +69,7 @@ const ERRNO_ROWS: u32 = 4096;
 const MIN_SLOTS: u32 = 64;
 const MIN_ERRNO_ROWS: u32 = 128;
 /// What there is of each at the start. More is made while less than half of it is free.
-const START_SLOTS: u32 = 4 * SLOT_CHUNK;
+const START_SLOTS: u32 = 2 * SLOT_CHUNK;
 const START_SYSCALL_ROWS: u32 = 2 * SYSCALL_CHUNK;
 /// Entries of the first index of syscall rows. A second is made if there are more rows.
 const FIRST_INDEX: u32 = 8192;
@@ -106,10 +106,10 @@ const fn hash(entries: u64, key_and_value: usize) -> u64 {
     entries * (key_and_value as u64 + HASH_OVERHEAD)
 }
 
-/// Bytes of a chunk of syscall rows, with their keys.
-const SYSCALL_CHUNK_BYTES: u64 = SYSCALL_CHUNK as u64 * (size_of::<SyscallRow>() as u64 + 8);
-/// Bytes of a chunk of slot rows, with their keys.
-const SLOT_CHUNK_BYTES: u64 = SLOT_CHUNK as u64 * (size_of::<SlotRow>() as u64 + 8);
+/// Bytes of a chunk of syscall rows.
+const SYSCALL_CHUNK_BYTES: u64 = SYSCALL_CHUNK as u64 * size_of::<SyscallRow>() as u64;
+/// Bytes of a chunk of slot rows.
+const SLOT_CHUNK_BYTES: u64 = SLOT_CHUNK as u64 * size_of::<SlotRow>() as u64;
 
 /// Tasks whose state these bytes hold.
 fn tasks_within(bytes: u64) -> u32 {
@@ -153,7 +153,7 @@ impl Plan {
     }
 
     /// Every map whose size depends on the machine, but for the table of tasks, and its entries.
-    pub fn map_entries(&self) -> [(&'static str, u32); 17] {
+    pub fn map_entries(&self) -> [(&'static str, u32); 18] {
         [
             ("CPU_SINCE", self.cpus),
             ("TOTALS", self.cpus),
@@ -166,6 +166,7 @@ impl Plan {
             ("GIVEN", self.slots + 1),
             ("SYS_INDEX", self.index()),
             ("SYS_FREE", self.syscall_rows),
+            ("SYS_KEYS", self.syscall_rows),
             ("SYS_PRIVATE", self.private_syscall_rows.max(1)),
             ("SLOT_PRIVATE", self.private_slot_rows.max(1)),
             ("ERR_INDEX", self.errno_rows),
@@ -186,7 +187,8 @@ impl Plan {
             + hash(u64::from(self.index()), 8)
             + hash(errnos, 16)
             + hash(u64::from(self.tasks), 8 + size_of::<TaskState>())
-            + 4 * u64::from(self.syscall_rows + self.private_syscall_rows + self.private_slot_rows)
+            + 12 * u64::from(self.syscall_rows)
+            + 4 * u64::from(self.private_syscall_rows + self.private_slot_rows)
             + cpus * (u64::from(self.sets) * 8 * WAYS as u64 + own as u64)
     }
 
@@ -267,9 +269,9 @@ impl Plan {
         let index = hash(FIRST_INDEX.into(), 8);
         let taken = self.fixed_bytes() + index + self.rows_bytes(self.slots, 0, 0, 0);
         let left = wishes.budget.saturating_sub(taken);
-        // A number in a queue is 4 bytes; a shared row has an entry in an index, too.
-        let shared_chunk = SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 4 + hash(SYSCALL_CHUNK.into(), 8);
-        let chunks = |bytes: u64, chunk: u64| (bytes / chunk).min(u64::from(CHUNKS / 2)) as u32;
+        // A number in a queue is 4 bytes, a key 8; a shared row has an entry in an index, too.
+        let shared_chunk = SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 12 + hash(SYSCALL_CHUNK.into(), 8);
+        let chunks = |bytes: u64, chunk: u64| (bytes / chunk).min(u64::from(CHUNKS - FIRST_PRIVATE_CHUNK)) as u32;
         let eighths = if has_private { SHARED_EIGHTHS } else { 8 };
         // A budget too small for a chunk more still has one.
         let shared = chunks(left * eighths / 8, shared_chunk).max(u32::from(left >= shared_chunk));
@@ -279,7 +281,7 @@ impl Plan {
             let slots = chunks(left / 4, SLOT_CHUNK_BYTES + u64::from(SLOT_CHUNK) * 4);
             let syscalls = chunks(left * 3 / 4, SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 4);
             let most = wishes.private_rows.unwrap_or(u32::MAX);
-            self.private_slot_rows = (slots.min(CHUNKS - FIRST_PRIVATE_SLOT_CHUNK) * SLOT_CHUNK).min(most);
+            self.private_slot_rows = (slots * SLOT_CHUNK).min(most);
             self.private_syscall_rows = (syscalls * SYSCALL_CHUNK).min(most);
         }
     }

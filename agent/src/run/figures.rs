@@ -76,8 +76,8 @@ fn slots_and_maps(own: &SelfMetrics, engine: &Engine) {
         entries: match size.name.as_str() {
             "SLOTS" => Some(u64::from(slots.live + slots.dead)),
             "SLOT_ROWS" => Some(u64::from(slots.live + slots.dead + private_slot_rows)),
-            "SLOT_KEYS" => Some(private_slot_rows.into()),
-            "SYS_ROWS" | "SYS_KEYS" => Some(u64::from(syscall_rows + private_syscall_rows)),
+            "SYS_KEYS" => Some(syscall_rows.into()),
+            "SYS_ROWS" => Some(u64::from(syscall_rows + private_syscall_rows)),
             "ERR_INDEX" | "ERR_KEYS" | "ERR_ROWS" => Some(errno_rows.into()),
             "SLOT_FREE" => Some(slots.free.into()),
             _ => None,

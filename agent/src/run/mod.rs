@@ -230,20 +230,28 @@ pub fn load(file: Option<&std::path::Path>) -> Result<Config, ConfigError> {
     known(|known| Config::load(file, known))
 }
 
-/// Prints where to scrape and a first table. Never completes.
+/// Prints where to scrape and a first table, if standard output takes it. Never completes.
 async fn first_look(engine: &RefCell<Engine>, url: Option<String>) -> std::convert::Infallible {
-    if let Some(url) = url {
-        let before = table::Look::take(engine.borrow().registry());
-        println!("metrics: {url}");
-        println!("looking for {} s ...", FIRST_LOOK.as_secs());
-        let mut due = pin!(tokio::time::sleep(FIRST_LOOK));
-        due.as_mut().await;
-        let passed = engine.borrow_mut().pass();
-        if passed.is_ok() {
-            let after = table::Look::take(engine.borrow().registry());
-            let table = table::Table::between(&before, &after, FIRST_LOOK);
-            print!("\n{}", table.render(table::Sort::Cpu));
-        }
+    if let Some(url) = url
+        && let Err(error) = print_first_look(engine, &url).await
+    {
+        tracing::warn!(%error, "cannot print the first table");
     }
     std::future::pending().await
+}
+
+async fn print_first_look(engine: &RefCell<Engine>, url: &str) -> std::io::Result<()> {
+    let before = table::Look::take(engine.borrow().registry());
+    let mut out = std::io::stdout();
+    writeln!(out, "metrics: {url}\nlooking for {} s ...", FIRST_LOOK.as_secs())?;
+    let mut due = pin!(tokio::time::sleep(FIRST_LOOK));
+    due.as_mut().await;
+    let passed = engine.borrow_mut().pass();
+    if passed.is_ok() {
+        let after = table::Look::take(engine.borrow().registry());
+        let table = table::Table::between(&before, &after, FIRST_LOOK);
+        write!(out, "\n{}", table.render(table::Sort::Cpu))?;
+        out.flush()?;
+    }
+    Ok(())
 }

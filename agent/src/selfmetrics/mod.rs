@@ -138,7 +138,7 @@ families! {
     kernel_seconds: Counter "kernmeter_kernel" ["seconds"] ["kind"]
         "Time seen in the kernel, counted there independently of tenants.";
     accounting_error: Gauge "kernmeter_accounting_error" ["ratio"] ["quantity"]
-        "Relative difference between the sum over tenants and the independent kernel totals; cpu_by_cgroup: the largest difference between a cgroup's CPU time and its cpu.stat in the last ten minutes.";
+        "Relative difference between the sum over tenants and the independent kernel totals; cpu_by_cgroup: the largest difference between a cgroup's CPU time and its cpu.stat that was found in the last ten minutes, without a sample while nothing was compared.";
     audit_readings: Counter "kernmeter_audit_readings" [] ["outcome"]
         "Readings of cpu.stat of cgroups, by what became of them: compared with what was metered, or why not.";
     map_entries: Gauge "kernmeter_map_entries" [] ["map"] "Entries in use in the kernel map.";

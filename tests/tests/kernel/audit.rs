@@ -93,6 +93,12 @@ fn cpu_of_a_task_that_moves_while_it_runs() -> Outcome {
 fn cpu_is_audited_by_cgroup() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let mut agent = Agent::start(&Settings::new(&hierarchy).section("log: {level: debug}"))?;
+    let unknown = agent.fresh()?;
+    ensure!(unknown.count(READINGS, &[("outcome", "compared")]) == 0, "something was compared already");
+    ensure!(
+        unknown.find(RATIO, &[("quantity", "cpu_by_cgroup")]).next().is_none(),
+        "a ratio although nothing was compared"
+    );
     let (called, forked) = (hierarchy.tenant("called")?, hierarchy.tenant("forked")?);
     let (left, right) = (hierarchy.tenant("left")?, hierarchy.tenant("right")?);
     let mut spinner = Workload::spawn(&called, &["flood"])?;

@@ -1,13 +1,15 @@
 //! The other commands: what they print, their exit codes, and that they leave nothing behind.
 
+use std::fs::OpenOptions;
+use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kernmeter_tests::agent::program;
 use kernmeter_tests::kernel::{bpf_objects, check_nothing_left};
 use kernmeter_tests::settings::TempDir;
-use kernmeter_tests::{Hierarchy, Outcome, Settings, Workload, trials};
+use kernmeter_tests::{Hierarchy, Outcome, Settings, Workload, http, trials};
 
 trials![
     doctor_finds_everything_in_order,
@@ -16,6 +18,8 @@ trials![
     a_snapshot_is_exact,
     a_snapshot_is_a_table,
     help_and_version,
+    what_makes_no_sense_is_refused,
+    metering_goes_on_where_nothing_can_be_written,
 ];
 
 fn kernmeter(args: &[&str]) -> Result<Output> {
@@ -105,5 +109,61 @@ fn help_and_version() -> Outcome {
     }
     ensure!(said(&kernmeter(&["run", "--help"])?)?.contains("--web.listen-address"), "run --help");
     ensure!(said(&kernmeter(&["--version"])?)?.starts_with("kernmeter "), "--version");
+    Ok(())
+}
+
+fn what_makes_no_sense_is_refused() -> Outcome {
+    let dir = TempDir::new()?;
+    let missing = dir.path().join("nofile.yml").display().to_string();
+    for (args, expected, absent) in [
+        (&["snapshot", "--for", "0s"][..], "`0s` is too short: use 100ms or more", "TENANT"),
+        // The option was not given here, and need not be.
+        (&["config", "check", &missing], missing.as_str(), "--config.file"),
+    ] {
+        let output = kernmeter(args)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2), "{args:?} ended with {}: {stderr}", output.status);
+        ensure!(output.stdout.is_empty(), "{args:?} printed {}", String::from_utf8_lossy(&output.stdout));
+        ensure!(stderr.contains(expected) && !stderr.contains(absent), "{args:?} said {stderr}");
+    }
+    Ok(())
+}
+
+/// The log, the first table, or both go to a full disk: the agent meters and serves, past the table, until it is told to stop.
+fn metering_goes_on_where_nothing_can_be_written() -> Outcome {
+    let full = || OpenOptions::new().write(true).open("/dev/full");
+    for log_is_full in [true, false] {
+        // Where nothing is logged nobody learns which port the kernel chose.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut agent = Command::new(program())
+            .args(["run", "--show", "--web.listen-address", &address.to_string()])
+            .stdin(Stdio::null())
+            .stdout(full()?)
+            .stderr(if log_is_full { Stdio::from(full()?) } else { Stdio::null() })
+            .spawn()?;
+        let begin = Instant::now();
+        let served = loop {
+            if let Some(status) = agent.try_wait()? {
+                break Err(anyhow::anyhow!("the agent ended with {status}; log full: {log_is_full}"));
+            }
+            if begin.elapsed() > Duration::from_secs(5)
+                && http::get(address, "/metrics", &[]).is_ok_and(|r| r.status == 200)
+            {
+                break Ok(());
+            }
+            if begin.elapsed() > Duration::from_secs(30) {
+                break Err(anyhow::anyhow!("the agent serves nothing; log full: {log_is_full}"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        // SAFETY: the child is not reaped before `wait`, so the id is its own.
+        unsafe { libc::kill(agent.id() as i32, libc::SIGTERM) };
+        let status = agent.wait()?;
+        served?;
+        ensure!(
+            status.success(),
+            "the agent was told to stop and ended with {status}; log full: {log_is_full}"
+        );
+    }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Calls are counted exactly, for whom they were made, and nothing is counted twice or lost.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context, ensure};
 use kernmeter::catalog::PROBES;
 use kernmeter_tests::scrape::Sample;
@@ -189,12 +191,26 @@ fn exact_sum_for_a_task_that_moves() -> Outcome {
     let args = ["syscalls", "--getppid", "1000000", "--rounds", "1000", "--pause-ms", "1"];
     let mut workload = Workload::spawn(&left, &args)?;
     workload.go()?;
-    let times = 60u64;
-    for n in 0..times {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        if n % 2 == 0 { &right } else { &left }.enter(workload.pid())?;
-    }
-    workload.results()?;
+    let pid = workload.pid();
+    let is_done = AtomicBool::new(false);
+    // There and back, for as long as it makes calls, however slow the machine is.
+    let times = std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            let mut times = 0u64;
+            while !is_done.load(Ordering::Relaxed) {
+                for cgroup in [&right, &left] {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    cgroup.enter(pid)?;
+                    times += 1;
+                }
+            }
+            Ok::<_, anyhow::Error>(times)
+        });
+        let results = workload.results();
+        is_done.store(true, Ordering::Relaxed);
+        let times = mover.join().expect("the mover returns what failed");
+        results.and(times)
+    })?;
     workload.finish()?;
     let both = |s: &Scrape| calls(s, "left", "getppid") + calls(s, "right", "getppid");
     let scrape = agent.settle(GETPPID, both)?;

@@ -27,7 +27,7 @@ kernmeter_tests::trials!(
 fn one_list_one_watch_of_one_node() -> Outcome {
     let server = ApiServer::start()?;
     populate(&server, 30);
-    let mut subject = Subject::of(&server)?;
+    let mut subject = Subject::patient(&server)?;
     subject.settle(&server)?;
     churn(&server, 0);
     subject.settle(&server)?;
@@ -57,7 +57,7 @@ fn one_list_one_watch_of_one_node() -> Outcome {
 fn a_watch_resumes_where_it_was() -> Outcome {
     let server = ApiServer::start()?;
     populate(&server, 20);
-    let mut subject = Subject::of(&server)?;
+    let mut subject = Subject::patient(&server)?;
     subject.settle(&server)?;
     for round in 0..8 {
         server.break_streams();
@@ -192,7 +192,7 @@ fn namespaces_only_if_wanted() -> Outcome {
 fn wanted_keys_change() -> Outcome {
     let server = ApiServer::start()?;
     populate(&server, 10);
-    let mut subject = Subject::of(&server)?;
+    let mut subject = Subject::patient(&server)?;
     subject.settle(&server)?;
     ensure!(subject.cache.by_uid("uid-3").expect("a pod").labels.is_empty());
     let wanted = Wanted { pod_labels: vec!["app".into()], ..Wanted::default() };

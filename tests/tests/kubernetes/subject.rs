@@ -50,6 +50,17 @@ impl Subject {
         Self::start(&settings(server)?, Wanted::default())
     }
 
+    /// As [`Subject::of`], but no request and no stream ends for want of time, however slow the machine is: for tests that
+    /// count requests.
+    pub fn patient(server: &ApiServer) -> Result<Self> {
+        let patient = Settings {
+            request_timeout: Duration::from_secs(20),
+            watch_timeout: Duration::from_mins(5),
+            ..settings(server)?
+        };
+        Self::start(&patient, Wanted::default())
+    }
+
     /// Takes in what comes within a time.
     pub fn pump(&mut self, span: Duration) -> Result<()> {
         let until = Instant::now() + span;
