@@ -134,9 +134,10 @@ fn tasks_that_move_themselves_at_birth() -> Outcome {
     let (seen, own, kernel) = (cpu(&scrape, &into), COUNT * 0.002, into.cpu_seconds()?);
     let most = seconds(&lines, "children")?;
     println!("{seen:.6} s, by their own clocks from {own:.6} s to {most:.6} s, cpu.stat {kernel:.6} s");
+    // A child's own clock ends before its exit does, which is long on a busy machine: the kernel's count has it.
     ensure!(
-        seen >= own && seen < most * 1.01,
-        "processes that ran {own} s after they moved, and {most} s in all, have {seen} s"
+        seen >= own && seen < most.max(kernel) * 1.01,
+        "processes that ran {own} s after they moved, and {most} s in all, have {seen} s, by cpu.stat {kernel} s"
     );
     workload.finish()?;
     agent.stop_conserved()?;
