@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -19,10 +20,14 @@ pub struct Arguments {
     /// Also run the whole matrix of kernels in virtual machines, as `cargo xtask vm` does
     #[arg(long, conflicts_with = "filter")]
     vm: bool,
+    /// Boot no more machines after so many minutes; those left are told of as skipped
+    #[arg(long, value_name = "MINUTES", requires = "vm")]
+    vm_within: Option<u64>,
 }
 
 /// `cargo xtask test`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let began = Instant::now();
     test_setup::run()?;
     build_ebpf::run()?;
     let binary = agent::release()?;
@@ -48,7 +53,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if arguments.vm {
         println!("test: other kernels, in virtual machines");
-        if let Err(error) = vm::add(&vm::Arguments::whole(), &mut summary) {
+        let left = |minutes: u64| minutes.saturating_sub(began.elapsed().as_secs() / 60);
+        let whole = vm::Arguments::whole(arguments.vm_within.map(left));
+        if let Err(error) = vm::add(&whole, &mut summary) {
             summary.broke_off("vm", &format!("{error:#}"));
         }
     }

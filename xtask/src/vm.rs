@@ -16,7 +16,7 @@ mod runtime;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
@@ -31,8 +31,11 @@ use results::{Machine, Outcome};
 use crate::debian;
 use crate::summary::Summary;
 
-/// Longer takes no machine that works, even beside other work.
-const LIMIT: Duration = Duration::from_mins(6);
+/// Longer takes no machine that works, even on a host that gives us a fifth of its time.
+const LIMIT: Duration = Duration::from_mins(12);
+
+/// Why a machine was not booted.
+const OUT_OF_TIME: &str = "the time that `--within` gave was used up before its turn";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -55,6 +58,9 @@ pub struct Arguments {
     /// Machines at a time
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
+    /// Boot no more machines after so many minutes; those left are told of as skipped
+    #[arg(long, value_name = "MINUTES", conflicts_with = "update")]
+    within: Option<u64>,
     /// Write docs/KERNELS.md instead of comparing with it
     #[arg(long, conflicts_with = "variant")]
     update: bool,
@@ -77,6 +83,8 @@ struct Yard {
     logs: PathBuf,
     /// The one check to make.
     only: Option<String>,
+    /// When no more machines are booted.
+    until: Option<Instant>,
 }
 
 /// `cargo xtask vm`.
@@ -94,8 +102,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 impl Arguments {
-    /// The whole matrix, compared with the document.
-    pub fn whole() -> Self {
+    /// The whole matrix, compared with the document; of it what can be booted within so many minutes.
+    pub fn whole(within: Option<u64>) -> Self {
         Self {
             kernel: "all".to_owned(),
             variant: None,
@@ -103,6 +111,7 @@ impl Arguments {
             keep_log: false,
             jobs: 2,
             prove: true,
+            within,
             update: false,
         }
     }
@@ -110,12 +119,13 @@ impl Arguments {
 
 /// Boots what the arguments ask for and adds the results up.
 pub fn add(arguments: &Arguments, summary: &mut Summary) -> Result<()> {
+    let until = arguments.within.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let jobs = choose(arguments)?;
     let whole = arguments.kernel == "all" && arguments.variant.is_none();
     if arguments.update && !whole {
         bail!("docs/KERNELS.md is written from the whole matrix only: leave out `--kernel`");
     }
-    let yard = prepare(arguments, &jobs)?;
+    let yard = prepare(arguments, &jobs, until)?;
     // A newest kernel that is one of the others is booted once.
     let version = |job: &Job| yard.kernel(&job.series).ok().map(|kernel| &kernel.version);
     let twin = |job: &Job| {
@@ -149,10 +159,11 @@ pub fn add(arguments: &Arguments, summary: &mut Summary) -> Result<()> {
         bail!("no machine that was booted makes a check `{check}`");
     }
     conclude(&machines, arguments, whole, summary)?;
-    for (name, unseen) in faults {
-        match unseen {
-            None => summary.pass(1),
-            Some(why) => {
+    for (name, proof) in faults {
+        match proof {
+            Proof::Seen => summary.pass(1),
+            Proof::Skipped(why) => summary.skip(&name, &why),
+            Proof::Unseen(why) => {
                 println!("failed: {name}: {why}");
                 summary.fail(&name);
             }
@@ -186,7 +197,7 @@ fn tools() {
 }
 
 /// Fetches and builds what the machines need.
-fn prepare(arguments: &Arguments, jobs: &[Job]) -> Result<Yard> {
+fn prepare(arguments: &Arguments, jobs: &[Job], until: Option<Instant>) -> Result<Yard> {
     let mut series: Vec<String> = jobs.iter().map(|job| job.series.clone()).collect();
     series.sort();
     series.dedup();
@@ -204,7 +215,7 @@ fn prepare(arguments: &Arguments, jobs: &[Job]) -> Result<Yard> {
     let logs = places::scratch().join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("cannot create \"{}\"", logs.display()))?;
     let initrd = initrd.write("initrd.cpio")?;
-    Ok(Yard { kernels, emulator, initrd, initrd_with_runc, logs, only: arguments.check.clone() })
+    Ok(Yard { kernels, emulator, initrd, initrd_with_runc, logs, only: arguments.check.clone(), until })
 }
 
 impl Yard {
@@ -216,10 +227,10 @@ impl Yard {
     /// Boots one machine, if everything it needs could be had.
     fn boot(&self, job: &Job) -> Machine {
         let only = self.only.as_deref().map(|check| format!("kernmeter.check={check}")).unwrap_or_default();
-        self.boot_with(job, &name(job), only, LIMIT)
+        self.boot_with(job, &name(job), only, LIMIT, "")
     }
 
-    fn boot_with(&self, job: &Job, name: &str, parameters: String, limit: Duration) -> Machine {
+    fn boot_with(&self, job: &Job, name: &str, parameters: String, limit: Duration, words: &str) -> Machine {
         let variant = job.variant;
         let initrd = match &self.initrd_with_runc {
             Ok(initrd) if variant.runc => initrd,
@@ -231,7 +242,10 @@ impl Yard {
             (Err(reason), _) => return Machine::skipped(name, variant.name, reason),
             (_, Err(reason)) => return Machine::skipped(name, variant.name, reason),
         };
-        let order = Order { name, variant, kernel: &kernel.image, initrd, parameters, limit };
+        if self.until.is_some_and(|until| Instant::now() > until) {
+            return Machine::skipped(name, variant.name, OUT_OF_TIME);
+        }
+        let order = Order { name, variant, kernel: &kernel.image, initrd, parameters, limit, words };
         match boot::run(&order, emulator, &self.logs) {
             Ok(ended) => Machine::read(name, variant.name, &kernel.version, &ended),
             Err(error) => Machine::failed(name, variant.name, &format!("{error:#}")),
@@ -239,8 +253,17 @@ impl Yard {
     }
 }
 
-/// Whether faults of machines are seen. Each with why not.
-fn prove(yard: &Yard, at_a_time: u8) -> Vec<(String, Option<String>)> {
+/// Whether a fault of a machine was told of.
+enum Proof {
+    Seen,
+    /// And what was told instead.
+    Unseen(String),
+    /// It was not booted.
+    Skipped(String),
+}
+
+/// Whether faults of machines are seen.
+fn prove(yard: &Yard, at_a_time: u8) -> Vec<(String, Proof)> {
     let Some((series, _)) = yard.kernels.iter().rev().find(|(_, kernel)| kernel.is_ok()) else {
         return Vec::new();
     };
@@ -252,9 +275,13 @@ fn prove(yard: &Yard, at_a_time: u8) -> Vec<(String, Option<String>)> {
     side_by_side(at_a_time, &faults, |fault| {
         let name = format!("fault {}", fault.name);
         let parameters = format!("kernmeter.fault={} kernmeter.check=none", fault.name);
-        let unseen = fault.unseen(&yard.boot_with(&job, &name, parameters, fault.limit));
-        println!("vm: {name}: {}", if unseen.is_none() { "seen" } else { "NOT seen" });
-        (name, unseen)
+        let machine = yard.boot_with(&job, &name, parameters, fault.limit, fault.console);
+        if let Some(Outcome::Skipped(why)) = machine.outcome("boot") {
+            return (name, Proof::Skipped(why.clone()));
+        }
+        let proof = fault.unseen(&machine).map_or(Proof::Seen, Proof::Unseen);
+        println!("vm: {name}: {}", if matches!(proof, Proof::Seen) { "seen" } else { "NOT seen" });
+        (name, proof)
     })
 }
 

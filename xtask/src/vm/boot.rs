@@ -24,6 +24,8 @@ pub struct Order<'a> {
     pub parameters: String,
     /// How long it may take.
     pub limit: Duration,
+    /// What its console says before it takes that long, if it comes so far: it has five times as long to say so.
+    pub words: &'a str,
 }
 
 /// A machine that has ended.
@@ -40,7 +42,7 @@ pub struct Ended {
 
 /// Boots a machine and waits for its end.
 pub fn run(order: &Order, emulator: &Emulator, logs: &Path) -> Result<Ended> {
-    let Order { name, variant, kernel, initrd, parameters, limit } = order;
+    let Order { name, variant, kernel, initrd, parameters, limit, words } = order;
     let log = |kind: &str| logs.join(format!("{}.{kind}", name.replace(' ', "-")));
     let (console, report) = (log("console"), log("report"));
     for path in [&console, &report] {
@@ -65,11 +67,13 @@ pub fn run(order: &Order, emulator: &Emulator, logs: &Path) -> Result<Ended> {
         .arg(initrd)
         .args(["-append", parameters.trim()])
         .stdin(Stdio::null());
+    let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).replace('\r', "");
     let begin = Instant::now();
     let mut child = command.spawn().context("cannot start the emulator")?;
     let mut timed_out = false;
     while child.try_wait()?.is_none() {
-        if begin.elapsed() > *limit {
+        let took = begin.elapsed();
+        if took > *limit && (read(&console).contains(words) || took > 5 * *limit) {
             timed_out = true;
             child.kill()?;
             child.wait()?;
@@ -77,6 +81,5 @@ pub fn run(order: &Order, emulator: &Emulator, logs: &Path) -> Result<Ended> {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).replace('\r', "");
     Ok(Ended { report: read(&report), console: read(&console), timed_out, took: begin.elapsed() })
 }

@@ -14,7 +14,7 @@ pub struct Fault {
     /// What must be said of it.
     expected: &'static str,
     /// Words of the console that must be shown.
-    console: &'static str,
+    pub console: &'static str,
 }
 
 /// Faults that would be taken for success, or for nothing, by a matrix that is blind to them.
