@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CHUNKS, CgroupRef, Holdings, Losses, PrivateLeft, SLOT_CHUNK, SYSCALL_CHUNK, SlotInfo, SlotRow, SyscallRow, Totals,
+    CgroupRef, Holdings, Losses, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS, SlotInfo, SlotRow, SyscallRow, Totals,
 };
 
 /// An entry of [`CPU_SINCE`], as large as a cache line: each CPU writes its own at every switch.
@@ -17,6 +17,11 @@ pub struct CpuSince {
     pub ns: u64,
     _apart: [u64; 7],
 }
+
+/// Rows as the kernel is told of them. From 5.15 to 6.2 it takes no chunk whose type of values it knows as a struct for one of a
+/// chunk that was made without types, as the agent makes them: `bpf_map_meta_equal` compares where it looked for timers.
+type SlotCells = [u64; size_of::<SlotRow>() / 8];
+type SyscallCells = [u64; size_of::<SyscallRow>() / 8];
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 /// For insertions: only where the key has no value yet.
@@ -37,9 +42,9 @@ pub static TAKEN: Array<Holdings, 16, MMAPABLE> = Array::new();
 /// `[account]`, then the pool: what was given back, or to the pool at the start. Written by the agent alone.
 #[btf_map]
 pub static GIVEN: Array<Holdings, 16, MMAPABLE> = Array::new();
-/// `[chunk][row]` -> counters: of each slot by its number, shared; from `FIRST_PRIVATE_CHUNK` on, private ones.
+/// `[chunk][row]` -> counters: of each slot by its number, shared; in the second half, private ones.
 #[btf_map]
-pub static SLOT_ROWS: ArrayOfMaps<Array<SlotRow, { SLOT_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
+pub static SLOT_ROWS: ArrayOfMaps<Array<SlotCells, { SLOT_CHUNK as usize }, MMAPABLE>, { SLOT_CHUNKS as usize }> =
     ArrayOfMaps::new();
 /// `slot << 16 | syscall key` -> syscall row.
 #[btf_map]
@@ -50,9 +55,9 @@ pub static SYS_INDEX_MORE: ArrayOfMaps<HashMap<u32, u32, 16>, 1> = ArrayOfMaps::
 /// Syscall rows nobody uses.
 #[btf_map]
 pub static SYS_FREE: Queue<u32, 16> = Queue::new();
-/// `[chunk][row]` -> counters, shared; from `FIRST_PRIVATE_CHUNK` on, private.
+/// `[chunk][row]` -> counters, shared; in the second half, private.
 #[btf_map]
-pub static SYS_ROWS: ArrayOfMaps<Array<SyscallRow, { SYSCALL_CHUNK as usize }, MMAPABLE>, { CHUNKS as usize }> =
+pub static SYS_ROWS: ArrayOfMaps<Array<SyscallCells, { SYSCALL_CHUNK as usize }, MMAPABLE>, { SYSCALL_CHUNKS as usize }> =
     ArrayOfMaps::new();
 /// `[row]` -> a shared row's key, with `KEY_USED` set, or 0.
 #[btf_map]

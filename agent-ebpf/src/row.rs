@@ -93,7 +93,7 @@ pub fn shared_of_slot<'a>(slot: u32) -> Option<&'a mut SlotRow> {
 #[inline(always)]
 fn slot_row<'a>(row: u32) -> Option<&'a mut SlotRow> {
     // SAFETY: a live map value; every field is written as its documentation says.
-    SLOT_ROWS.get_value_ptr_mut(row / SLOT_CHUNK, &(row % SLOT_CHUNK)).map(|row| unsafe { &mut *row })
+    SLOT_ROWS.get_value_ptr_mut(row / SLOT_CHUNK, &(row % SLOT_CHUNK)).map(|row| unsafe { &mut *row.cast() })
 }
 
 /// The row of a slot that this CPU adds to. Not where an addition may interrupt another: there, [`of_slot_in_interrupt`].
@@ -143,7 +143,7 @@ pub fn of_syscall<'a>(row: u32) -> Option<Row<'a, SyscallRow>> {
 #[inline(always)]
 fn syscall_row<'a>(row: u32) -> Option<&'a mut SyscallRow> {
     // SAFETY: a live map value; every field is written as its documentation says.
-    SYS_ROWS.get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK)).map(|row| unsafe { &mut *row })
+    SYS_ROWS.get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK)).map(|row| unsafe { &mut *row.cast() })
 }
 
 /// The row of a (slot, syscall) key, allocated on first use, or [`ROW_OVERFLOW`].

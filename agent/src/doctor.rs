@@ -319,7 +319,9 @@ fn memory(btf: Option<&Btf>) -> Check {
             "kernel memory",
             Outcome::Ok,
             format!(
-                "about {} MiB for {} slots and {} syscall rows on {} possible CPUs, with the default budget",
+                "about {} MiB at the start and {} MiB at most, for {} slots and {} syscall rows on {} possible CPUs, \
+                 with the default budget",
+                plan.bytes_at_start().div_ceil(1 << 20),
                 plan.bytes().div_ceil(1 << 20),
                 plan.slots,
                 plan.syscall_rows,

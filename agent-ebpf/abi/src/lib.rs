@@ -36,11 +36,15 @@ pub const KEY_USED: u64 = 1 << 63;
 pub const SYSCALL_CHUNK: u32 = 2048;
 /// Slot rows that are made at a time.
 pub const SLOT_CHUNK: u32 = 1024;
-/// Chunks of a table at most.
-pub const CHUNKS: u32 = 128;
-/// The first chunk of private rows. Before it are those that CPUs share.
-pub const FIRST_PRIVATE_CHUNK: u32 = CHUNKS / 2;
-const _: () = assert!(MAX_SLOTS == FIRST_PRIVATE_CHUNK * SLOT_CHUNK);
+/// Chunks of syscall rows at most: the first half of rows that CPUs share, the second half of private ones.
+pub const SYSCALL_CHUNKS: u32 = 4096;
+/// Chunks of slot rows at most, in halves as above.
+pub const SLOT_CHUNKS: u32 = 128;
+/// The first private syscall row.
+pub const FIRST_PRIVATE_SYSCALL_ROW: u32 = SYSCALL_CHUNKS / 2 * SYSCALL_CHUNK;
+/// The first private slot row.
+pub const FIRST_PRIVATE_SLOT_ROW: u32 = SLOT_CHUNKS / 2 * SLOT_CHUNK;
+const _: () = assert!(FIRST_PRIVATE_SLOT_ROW == MAX_SLOTS);
 
 /// How many private rows nobody uses. Written by the programs alone, atomically.
 #[repr(C, align(64))]

@@ -150,6 +150,8 @@ pub struct KernelOptions {
     pub syscall_rows: Auto,
     /// Rows for (workload, syscall, errno).
     pub errno_rows: Auto,
+    /// Rows of each kind, at most, that CPUs have for themselves.
+    pub private_rows: Auto,
     /// How programs attach.
     pub attach: AttachMode,
     /// How rows are read.
@@ -301,6 +303,7 @@ impl Default for Config {
                 slots: Auto::Auto,
                 syscall_rows: Auto::Auto,
                 errno_rows: Auto::Auto,
+                private_rows: Auto::Auto,
                 attach: AttachMode::Auto,
                 read: ReadMode::Auto,
                 required_probes: Vec::new(),

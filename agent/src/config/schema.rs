@@ -50,6 +50,7 @@ section!(RawKernel {
     slots: Scalar,
     syscall_rows: Scalar,
     errno_rows: Scalar,
+    private_rows: Scalar,
     attach: Scalar,
     read: Scalar,
     required_probes: Vec<Scalar>,
@@ -188,6 +189,7 @@ fn kernel(config: &mut Config, raw: RawKernel, known: &Known<'_>) -> Result<(), 
     )?;
     set(&mut kernel.syscall_rows, raw.syscall_rows, "kernel.syscall_rows", auto(64, 4 << 20))?;
     set(&mut kernel.errno_rows, raw.errno_rows, "kernel.errno_rows", auto(64, 4 << 20))?;
+    set(&mut kernel.private_rows, raw.private_rows, "kernel.private_rows", auto(0, 4 << 20))?;
     let attach =
         one_of(&[("auto", AttachMode::Auto), ("raw", AttachMode::Raw), ("event", AttachMode::Event)]);
     set(&mut kernel.attach, raw.attach, "kernel.attach", attach)?;

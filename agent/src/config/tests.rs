@@ -28,6 +28,7 @@ const KEYS: &[&str] = &[
     "kernel.slots",
     "kernel.syscall_rows",
     "kernel.errno_rows",
+    "kernel.private_rows",
     "kernel.attach",
     "kernel.read",
     "kernel.required_probes",
@@ -196,7 +197,7 @@ fn values_arrive() {
     let config = good(
         "web: {listen_address: ':9', telemetry_path: /m, max_connections: 1}
 log: {level: trace, format: json}
-kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, attach: raw, read: batch, required_probes: [scheduler, scheduler], additional_probes: [syscalls]}
+kernel: {memory_budget: 1GiB, slots: 65536, syscall_rows: 64, errno_rows: auto, private_rows: 0, attach: raw, read: batch, required_probes: [scheduler, scheduler], additional_probes: [syscalls]}
 drain:
   intervals: {relaxed: 100ms, normal: 1s, stressed: 5m}
   cpu: {low: 10, high: 90.5}
@@ -240,6 +241,7 @@ kubernetes:
             slots: Auto::Fixed(65_536),
             syscall_rows: Auto::Fixed(64),
             errno_rows: Auto::Auto,
+            private_rows: Auto::Fixed(0),
             attach: AttachMode::Raw,
             read: ReadMode::Batch,
             required_probes: vec!["scheduler".into()],

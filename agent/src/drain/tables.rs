@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use kernmeter_abi::ways::{self, WAYS};
 use kernmeter_abi::{
-    ErrnoRow, FIRST_PRIVATE_CHUNK, FIRST_SLOT, KEY_USED, PrivateLeft, Resource, SLOT_CHUNK, SLOT_HOST,
+    ErrnoRow, FIRST_PRIVATE_SLOT_ROW, FIRST_PRIVATE_SYSCALL_ROW, FIRST_SLOT, KEY_USED, PrivateLeft, Resource, SLOT_CHUNK, SLOT_HOST,
     SLOT_OVERFLOW, SYSCALL_CHUNK, SlotRow, SyscallRow,
 };
 
@@ -172,13 +172,13 @@ impl Tables {
         let syscalls = private(0, self.made.private_syscalls, SYSCALL_CHUNK, private_syscall_rows);
         let slots = private(1, self.made.private_slots, SLOT_CHUNK, private_slot_rows);
         if syscalls > 0 {
-            let first = FIRST_PRIVATE_CHUNK * SYSCALL_CHUNK + self.made.private_syscalls;
+            let first = FIRST_PRIVATE_SYSCALL_ROW + self.made.private_syscalls;
             self.add_chunks(kernel, Table::Syscalls, first, syscalls)?;
             self.made.private_syscalls += syscalls;
             kernel.fill(Queue::PrivateSyscallRows, first..first + syscalls)?;
         }
         if slots > 0 {
-            let first = FIRST_PRIVATE_CHUNK * SLOT_CHUNK + self.made.private_slots;
+            let first = FIRST_PRIVATE_SLOT_ROW + self.made.private_slots;
             self.add_chunks(kernel, Table::Slots, first, slots)?;
             self.made.private_slots += slots;
             kernel.fill(Queue::PrivateSlotRows, first..first + slots)?;

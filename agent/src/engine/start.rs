@@ -105,7 +105,7 @@ pub(super) fn plan(config: &Config, constants: &Constants) -> Result<Plan, TooSm
         slots: fixed(config.kernel.slots),
         syscall_rows: fixed(config.kernel.syscall_rows),
         errno_rows: fixed(config.kernel.errno_rows),
-        private_rows: None,
+        private_rows: fixed(config.kernel.private_rows),
         task_table: !constants.task_storage,
     };
     Plan::new(possible_cpus(), &wishes)

@@ -3,7 +3,7 @@
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CHUNKS, CgroupRef, FIRST_PRIVATE_CHUNK, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SYSCALL_CHUNK,
+    CgroupRef, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK,
     SlotInfo, SlotRow, SyscallRow, Totals,
 };
 
@@ -51,7 +51,7 @@ pub struct Plan {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "the kernel memory budget of {budget} bytes is too small for {what}, which needs {needed} bytes; \
-     raise `kernel.memory_budget` or lower `kernel.slots`, `kernel.syscall_rows` and `kernel.errno_rows`"
+     raise `kernel.memory_budget` or lower `kernel.slots`, `kernel.syscall_rows`, `kernel.errno_rows` and `kernel.private_rows`"
 )]
 pub struct TooSmall {
     /// Bytes allowed.
@@ -70,7 +70,9 @@ const MIN_SLOTS: u32 = 64;
 const MIN_ERRNO_ROWS: u32 = 128;
 /// What there is of each at the start. More is made while less than half of it is free.
 const START_SLOTS: u32 = 2 * SLOT_CHUNK;
-const START_SYSCALL_ROWS: u32 = 2 * SYSCALL_CHUNK;
+const START_SYSCALL_ROWS: u32 = SYSCALL_CHUNK;
+/// Chunks of a kind of rows at most, if nobody asks for more rows: as many as slots have.
+const MOST_CHUNKS: u64 = (SLOT_CHUNKS / 2) as u64;
 /// Entries of the first index of syscall rows. A second is made if there are more rows.
 const FIRST_INDEX: u32 = 8192;
 /// However few slots there are, a host may have this many cgroups.
@@ -271,7 +273,7 @@ impl Plan {
         let left = wishes.budget.saturating_sub(taken);
         // A number in a queue is 4 bytes, a key 8; a shared row has an entry in an index, too.
         let shared_chunk = SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 12 + hash(SYSCALL_CHUNK.into(), 8);
-        let chunks = |bytes: u64, chunk: u64| (bytes / chunk).min(u64::from(CHUNKS - FIRST_PRIVATE_CHUNK)) as u32;
+        let chunks = |bytes: u64, chunk: u64| (bytes / chunk).min(MOST_CHUNKS) as u32;
         let eighths = if has_private { SHARED_EIGHTHS } else { 8 };
         // A budget too small for a chunk more still has one.
         let shared = chunks(left * eighths / 8, shared_chunk).max(u32::from(left >= shared_chunk));
@@ -302,14 +304,14 @@ mod tests {
     const TABLE: [(u32, u64, u64, u32, u32); 16] = [
         (1, 64, 8, 60_000, 0),
         (2, 64, 8, 60_000, 20_000),
-        (4, 64, 8, 60_000, 20_000),
+        (4, 64, 9, 60_000, 20_000),
         (8, 64, 10, 55_000, 20_000),
         (16, 64, 16, 55_000, 20_000),
         (64, 64, 32, 50_000, 20_000),
         (128, 64, 32, 50_000, 20_000),
         (512, 64, 64, 50_000, 20_000),
         (1024, 64, 64, 40_000, 10_000),
-        (2, 1024, 8, 131_072, 131_072),
+        (2, 1024, 10, 131_072, 131_072),
         (512, 1024, 64, 131_072, 131_072),
         (2, 16, 8, 8192, 2048),
         (16, 16, 16, 8192, 2048),
