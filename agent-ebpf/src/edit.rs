@@ -12,7 +12,8 @@ use kernmeter_abi::edit::{self, NONE};
 use kernmeter_abi::ways::RETIRED;
 
 use crate::maps::{
-    CGROUPS, ERR_FREE, ERR_INDEX, NOEXIST, SLOT_FREE, SLOT_PRIVATE, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE, SYS_PRIVATE,
+    CGROUPS, ERR_FREE, ERR_INDEX, NOEXIST, SLOT_FREE, SLOT_PRIVATE, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE,
+    SYS_PRIVATE,
 };
 use crate::private::{self, Kind};
 

@@ -7,7 +7,8 @@ use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CgroupRef, Holdings, Losses, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS, SlotInfo, SlotRow, SyscallRow, Totals,
+    CgroupRef, Holdings, Losses, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS,
+    SlotInfo, SlotRow, SyscallRow, Totals,
 };
 
 /// An entry of [`CPU_SINCE`], as large as a cache line: each CPU writes its own at every switch.
@@ -44,8 +45,10 @@ pub static TAKEN: Array<Holdings, 16, MMAPABLE> = Array::new();
 pub static GIVEN: Array<Holdings, 16, MMAPABLE> = Array::new();
 /// `[chunk][row]` -> counters: of each slot by its number, shared; in the second half, private ones.
 #[btf_map]
-pub static SLOT_ROWS: ArrayOfMaps<Array<SlotCells, { SLOT_CHUNK as usize }, MMAPABLE>, { SLOT_CHUNKS as usize }> =
-    ArrayOfMaps::new();
+pub static SLOT_ROWS: ArrayOfMaps<
+    Array<SlotCells, { SLOT_CHUNK as usize }, MMAPABLE>,
+    { SLOT_CHUNKS as usize },
+> = ArrayOfMaps::new();
 /// `slot << 16 | syscall key` -> syscall row.
 #[btf_map]
 pub static SYS_INDEX: HashMap<u32, u32, 16> = HashMap::new();
@@ -57,8 +60,10 @@ pub static SYS_INDEX_MORE: ArrayOfMaps<HashMap<u32, u32, 16>, 1> = ArrayOfMaps::
 pub static SYS_FREE: Queue<u32, 16> = Queue::new();
 /// `[chunk][row]` -> counters, shared; in the second half, private.
 #[btf_map]
-pub static SYS_ROWS: ArrayOfMaps<Array<SyscallCells, { SYSCALL_CHUNK as usize }, MMAPABLE>, { SYSCALL_CHUNKS as usize }> =
-    ArrayOfMaps::new();
+pub static SYS_ROWS: ArrayOfMaps<
+    Array<SyscallCells, { SYSCALL_CHUNK as usize }, MMAPABLE>,
+    { SYSCALL_CHUNKS as usize },
+> = ArrayOfMaps::new();
 /// `[row]` -> a shared row's key, with `KEY_USED` set, or 0.
 #[btf_map]
 pub static SYS_KEYS: Array<u64, 16, MMAPABLE> = Array::new();

@@ -1,7 +1,7 @@
 //! In: the key of a row; out: this CPU's private row for it, if it has one or gets one now. Knows no counters.
 use aya_ebpf::btf_maps::Queue;
-use kernmeter_abi::ways::{self, Step, WAYS};
 use kernmeter_abi::PrivateLeft;
+use kernmeter_abi::ways::{self, Step, WAYS};
 
 use crate::atomic::add_atomic;
 use crate::kernel;
@@ -99,7 +99,8 @@ fn miss(kind: u32, key: u32) -> u32 {
         }
         Step::Claim(place) => {
             let is_syscall = kind == Kind::Syscall as u32;
-            let row = if is_syscall { take(Kind::Syscall, &SYS_PRIVATE) } else { take(Kind::Slot, &SLOT_PRIVATE) };
+            let row =
+                if is_syscall { take(Kind::Syscall, &SYS_PRIVATE) } else { take(Kind::Slot, &SLOT_PRIVATE) };
             if row == NONE {
                 return 0;
             }

@@ -143,7 +143,9 @@ pub fn of_syscall<'a>(row: u32) -> Option<Row<'a, SyscallRow>> {
 #[inline(always)]
 fn syscall_row<'a>(row: u32) -> Option<&'a mut SyscallRow> {
     // SAFETY: a live map value; every field is written as its documentation says.
-    SYS_ROWS.get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK)).map(|row| unsafe { &mut *row.cast() })
+    SYS_ROWS
+        .get_value_ptr_mut(row / SYSCALL_CHUNK, &(row % SYSCALL_CHUNK))
+        .map(|row| unsafe { &mut *row.cast() })
 }
 
 /// The row of a (slot, syscall) key, allocated on first use, or [`ROW_OVERFLOW`].

@@ -198,7 +198,9 @@ impl Rows {
     /// Writes what every row in use counted since the last look into `deltas`.
     pub(super) fn read(&mut self, now_ns: u64, deltas: &mut Deltas) {
         let at = |chunks: &[Option<Region>], row: u32, offset: usize| {
-            chunks[(row / self.chunk) as usize].as_ref().map_or(0, |region| region.load(row % self.chunk, offset))
+            chunks[(row / self.chunk) as usize]
+                .as_ref()
+                .map_or(0, |region| region.load(row % self.chunk, offset))
         };
         for row in &self.used {
             let Some(seen) = self.seen.get_mut(row) else { continue };
@@ -231,9 +233,10 @@ impl Rows {
             if *self.now == *seen.counters {
                 continue;
             }
-            let all = self.events.iter().fold(0u64, |sum, place| {
-                sum.wrapping_add(self.now[*place].wrapping_sub(before[*place]))
-            });
+            let all = self
+                .events
+                .iter()
+                .fold(0u64, |sum, place| sum.wrapping_add(self.now[*place].wrapping_sub(before[*place])));
             self.additions.private += in_private;
             self.additions.shared += all.saturating_sub(in_private);
             let mut rest = deltas.push(seen.slot, seen.subject);
@@ -246,7 +249,9 @@ impl Rows {
                     Place::Histogram(place) => {
                         let (cells, behind) = rest.split_at_mut(BUCKETS);
                         for part in &mut seen.parts {
-                            let Some(region) = &self.chunks[(part.row / self.chunk) as usize] else { continue };
+                            let Some(region) = &self.chunks[(part.row / self.chunk) as usize] else {
+                                continue;
+                            };
                             let histogram = Buckets {
                                 region,
                                 index: part.row % self.chunk,
@@ -308,7 +313,8 @@ impl Rows {
         for row in self.of_slot.remove(&slot).unwrap_or_default() {
             let Some(seen) = self.seen.remove(&row) else { continue };
             rows.push((row, seen.subject));
-            let private = |part: &Part| part.private.as_ref().map(|private| Gone { row: part.row, way: private.way });
+            let private =
+                |part: &Part| part.private.as_ref().map(|private| Gone { row: part.row, way: private.way });
             parts.extend(seen.parts.iter().filter_map(private));
             self.used.swap_remove(seen.place);
             let moved = self.used.get(seen.place).and_then(|row| self.seen.get_mut(row));

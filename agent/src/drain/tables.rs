@@ -5,8 +5,8 @@ use std::mem::offset_of;
 
 use kernmeter_abi::ways::{self, WAYS};
 use kernmeter_abi::{
-    ErrnoRow, FIRST_PRIVATE_SLOT_ROW, FIRST_PRIVATE_SYSCALL_ROW, FIRST_SLOT, KEY_USED, PrivateLeft, Resource, SLOT_CHUNK, SLOT_HOST,
-    SLOT_OVERFLOW, SYSCALL_CHUNK, SlotRow, SyscallRow,
+    ErrnoRow, FIRST_PRIVATE_SLOT_ROW, FIRST_PRIVATE_SYSCALL_ROW, FIRST_SLOT, KEY_USED, PrivateLeft, Resource,
+    SLOT_CHUNK, SLOT_HOST, SLOT_OVERFLOW, SYSCALL_CHUNK, SlotRow, SyscallRow,
 };
 
 use super::accounts::Accounts;
@@ -99,11 +99,8 @@ impl Tables {
             region.map_err(MapAccessError::of(name)).map_err(LoadError::Map)
         };
         let switches = [offset_of!(SlotRow, voluntary), offset_of!(SlotRow, involuntary)];
-        let mut errors = Rows::new(
-            RowKind::Errno,
-            plan.errno_rows * plan.errno_shards,
-            &[offset_of!(ErrnoRow, errors)],
-        );
+        let mut errors =
+            Rows::new(RowKind::Errno, plan.errno_rows * plan.errno_shards, &[offset_of!(ErrnoRow, errors)]);
         errors.add_chunk(0, region("ERR_ROWS", 8, plan.errno_rows * plan.errno_shards)?);
         Ok(Tables {
             slots: Rows::new(RowKind::Slot, SLOT_CHUNK, &switches),
@@ -308,7 +305,8 @@ impl Tables {
         let Plan { errno_rows, errno_shards, .. } = self.plan;
         let errors = &mut self.errors;
         self.error_keys.discover(errno_rows, |row, key| {
-            let (slot, syscall, errno) = ((key >> 32) as u32, (key >> 16) as u32 & 0xffff, key as u32 & 0xffff);
+            let (slot, syscall, errno) =
+                ((key >> 32) as u32, (key >> 16) as u32 & 0xffff, key as u32 & 0xffff);
             let is_owned = owned(slot);
             if is_owned {
                 let shards = (0..errno_shards).map(|shard| shard * errno_rows + row);

@@ -100,7 +100,10 @@ impl Kernel {
 }
 
 /// Makes a map of this type, size of key and of value, number of entries, and with these flags.
-fn create(name: &'static str, [map_type, key, value, entries, flags]: [u32; 5]) -> Result<MapData, MapAccessError> {
+fn create(
+    name: &'static str,
+    [map_type, key, value, entries, flags]: [u32; 5],
+) -> Result<MapData, MapAccessError> {
     let map = aya_obj::Map::new_from_params(map_type, key, value, entries, flags);
     let reason = |error| MapAccessError { map: name, reason: super::rejection::chain(&error) };
     MapData::create(map, name, None).map_err(reason)

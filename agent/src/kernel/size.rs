@@ -3,8 +3,8 @@
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CgroupRef, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK,
-    SlotInfo, SlotRow, SyscallRow, Totals,
+    CgroupRef, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SlotInfo,
+    SlotRow, SyscallRow, Totals,
 };
 
 /// What the configuration asks for; `None` lets the plan choose.
@@ -180,8 +180,7 @@ impl Plan {
 
     /// Bytes of what does not grow.
     fn fixed_bytes(&self) -> u64 {
-        let (slots, errnos, cpus) =
-            (u64::from(self.slots), u64::from(self.errno_rows), u64::from(self.cpus));
+        let (slots, errnos, cpus) = (u64::from(self.slots), u64::from(self.errno_rows), u64::from(self.cpus));
         let own = size_of::<Totals>() + size_of::<Losses>() + size_of::<SlotInfo>() + 64;
         slots * (size_of::<SlotInfo>() as u64 + 4 + 2 * size_of::<Holdings>() as u64)
             + errnos * (8 * u64::from(self.errno_shards) + 8 + 4)
@@ -197,7 +196,8 @@ impl Plan {
     fn rows_bytes(&self, slots: u32, syscalls: u32, private_syscalls: u32, private_slots: u32) -> u64 {
         let chunks = |rows: u32, chunk: u32| u64::from(rows.div_ceil(chunk));
         (chunks(slots, SLOT_CHUNK) + chunks(private_slots, SLOT_CHUNK)) * SLOT_CHUNK_BYTES
-            + (chunks(syscalls, SYSCALL_CHUNK) + chunks(private_syscalls, SYSCALL_CHUNK)) * SYSCALL_CHUNK_BYTES
+            + (chunks(syscalls, SYSCALL_CHUNK) + chunks(private_syscalls, SYSCALL_CHUNK))
+                * SYSCALL_CHUNK_BYTES
     }
 
     /// Estimated kernel memory of all maps on a host where little happens, bytes. The true figure is a metric.
@@ -215,7 +215,12 @@ impl Plan {
     /// The same with all that may be made, bytes.
     pub fn bytes(&self) -> u64 {
         self.fixed_bytes()
-            + self.rows_bytes(self.slots, self.syscall_rows, self.private_syscall_rows, self.private_slot_rows)
+            + self.rows_bytes(
+                self.slots,
+                self.syscall_rows,
+                self.private_syscall_rows,
+                self.private_slot_rows,
+            )
             + hash(self.second_index().into(), 8)
     }
 
@@ -257,7 +262,8 @@ impl Plan {
             } else if plan.errno_shards > 1 {
                 plan.errno_shards /= 2;
             } else {
-                let fixed = wishes.slots.or(wishes.syscall_rows).or(wishes.errno_rows).or(wishes.private_rows);
+                let fixed =
+                    wishes.slots.or(wishes.syscall_rows).or(wishes.errno_rows).or(wishes.private_rows);
                 let what = if fixed.is_some() { "the sizes asked for" } else { "the smallest maps" };
                 plan.syscall_rows = plan.syscall_rows.max(1);
                 return Err(TooSmall { budget: wishes.budget, needed: plan.bytes(), what });
@@ -272,7 +278,8 @@ impl Plan {
         let taken = self.fixed_bytes() + index + self.rows_bytes(self.slots, 0, 0, 0);
         let left = wishes.budget.saturating_sub(taken);
         // A number in a queue is 4 bytes, a key 8; a shared row has an entry in an index, too.
-        let shared_chunk = SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 12 + hash(SYSCALL_CHUNK.into(), 8);
+        let shared_chunk =
+            SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 12 + hash(SYSCALL_CHUNK.into(), 8);
         let chunks = |bytes: u64, chunk: u64| (bytes / chunk).min(MOST_CHUNKS) as u32;
         let eighths = if has_private { SHARED_EIGHTHS } else { 8 };
         // A budget too small for a chunk more still has one.

@@ -122,7 +122,8 @@ impl Meter {
                 }
                 Subject::Slot => {
                     self.total += cell(offset_of!(SlotRow, overflow_calls));
-                    self.switches += cell(offset_of!(SlotRow, voluntary)) + cell(offset_of!(SlotRow, involuntary));
+                    self.switches +=
+                        cell(offset_of!(SlotRow, voluntary)) + cell(offset_of!(SlotRow, involuntary));
                 }
                 Subject::Errno(..) => {}
             }
@@ -139,7 +140,11 @@ impl Meter {
         let calls = total(Total::SyscallEnter) + total(Total::SyscallDenied);
         ensure!(self.total == calls, "rows hold {} calls, the kernel counted {calls}", self.total);
         let switches = total(Total::SwitchVoluntary) + total(Total::SwitchInvoluntary);
-        ensure!(self.switches == switches, "rows hold {} switches, the kernel counted {switches}", self.switches);
+        ensure!(
+            self.switches == switches,
+            "rows hold {} switches, the kernel counted {switches}",
+            self.switches
+        );
         Ok(())
     }
 
@@ -238,6 +243,9 @@ fn private_rows_are_taken_back_and_given_again() -> Outcome {
     let again = meter.drain.private_rows_taken();
     let (syscalls, slots) = meter.drain.private_rows();
     println!("{again} private rows were taken, {syscalls} and {slots} are in use");
-    ensure!(again > 10 * u64::from(syscalls + slots).max(20), "{again} private rows were taken in all: none came back");
+    ensure!(
+        again > 10 * u64::from(syscalls + slots).max(20),
+        "{again} private rows were taken in all: none came back"
+    );
     Ok(())
 }
