@@ -61,8 +61,7 @@ fn survives(verb: Verb, fault: Fault, reason: &str) -> Result<()> {
     let server = ApiServer::start()?;
     populate(&server, 20);
     // How long a machine takes for the megabytes of a line without an end is its own affair.
-    let mut subject =
-        if fault == Fault::Endless { Subject::patient(&server) } else { Subject::of(&server) }?;
+    let mut subject = if fault == Fault::Endless { Subject::patient(&server) } else { Subject::of(&server) }?;
     subject.settle(&server)?;
     let known = subject.cache.snapshot().len();
 
