@@ -58,7 +58,7 @@ pub struct Deltas {
 }
 
 impl Deltas {
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.rows.clear();
         self.cells.clear();
     }

@@ -362,3 +362,6 @@ impl Buckets<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

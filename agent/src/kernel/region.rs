@@ -216,6 +216,20 @@ impl Region {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// A region without a map behind it, all zero.
+    #[cfg(test)]
+    pub fn in_memory(element: usize, entries: u32) -> Region {
+        let words = element / 8 * entries as usize;
+        let memory = Memory::Copied((0..words).map(|_| AtomicU64::new(0)).collect());
+        Region { memory, fd: None, element, entries }
+    }
+
+    /// Adds to the word at `offset` bytes of an element, as a program does.
+    #[cfg(test)]
+    pub fn add(&self, index: u32, offset: usize, value: u64) {
+        self.word(index, offset).fetch_add(value, Ordering::Relaxed);
+    }
+
     /// Sets a whole element to zero. Only for elements that no program writes at this time.
     ///
     /// # Errors
