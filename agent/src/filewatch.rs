@@ -36,6 +36,8 @@ impl Stamp {
 #[derive(Clone, Debug, Default)]
 pub struct FileWatch {
     files: Vec<(PathBuf, Stamp)>,
+    /// They changed when they were last looked at.
+    is_unsettled: bool,
 }
 
 impl FileWatch {
@@ -49,7 +51,28 @@ impl FileWatch {
                     (path, stamp)
                 })
                 .collect(),
+            is_unsettled: false,
         }
+    }
+
+    /// As [`changed`](FileWatch::changed), once they have stayed as they are from one look to the next: what somebody writes in
+    /// place is left until it is whole.
+    pub fn settled(&mut self) -> bool {
+        let changed = self.changed();
+        let is_due = self.is_unsettled && !changed;
+        self.is_unsettled = changed;
+        is_due
+    }
+
+    /// What they are now is known.
+    pub fn seen(&mut self) {
+        self.changed();
+        self.is_unsettled = false;
+    }
+
+    /// Whether they have changed and not settled yet.
+    pub fn is_unsettled(&self) -> bool {
+        self.is_unsettled
     }
 
     /// Whether any of the files changed since this was last asked. A file that is away for the moment is no change: it is
@@ -72,6 +95,25 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn what_is_being_written_is_left_until_it_is_whole() {
+        let path = std::env::temp_dir().join(format!("kernmeter-settling-{}", std::process::id()));
+        fs::write(&path, "whole").expect("file");
+        let mut watch = FileWatch::new([path.clone()]);
+        assert!(!watch.settled() && !watch.is_unsettled());
+        for text in ["", "whole ag", "whole again"] {
+            fs::write(&path, text).expect("file");
+            assert!(!watch.settled() && watch.is_unsettled(), "{text}");
+        }
+        assert!(watch.settled() && !watch.is_unsettled());
+        assert!(!watch.settled());
+        fs::write(&path, "once more").expect("file");
+        assert!(!watch.settled());
+        watch.seen();
+        assert!(!watch.settled() && !watch.is_unsettled(), "read by somebody's request");
+        fs::remove_file(&path).expect("clean up");
+    }
 
     #[test]
     fn a_configmap_is_swapped() {

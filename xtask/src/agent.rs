@@ -4,9 +4,10 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
@@ -35,23 +36,39 @@ pub fn build(arguments: &BuildArguments) -> Result<()> {
     Ok(())
 }
 
-/// Builds the agent in the release profile; the eBPF object must be there. Returns the binary's path.
-pub fn release() -> Result<PathBuf> {
-    let mut cargo = workspace::cargo();
-    cargo.args(["build", "--release", "--package", "kernmeter", "--bin", "kernmeter"]);
-    workspace::run(&mut cargo)?;
-    Ok(workspace::target().join("release/kernmeter"))
-}
-
-/// The binary that is shipped: it runs on any distribution, since it needs no shared library.
-pub fn dist() -> Result<PathBuf> {
+/// A build of programs that need no shared library, and the folder that it puts them under, by profile.
+pub fn static_build() -> Result<(Command, PathBuf)> {
     let triple = host()?;
     let mut cargo = workspace::cargo();
     // With a target named, the flags do not reach build scripts and macros, which cannot be static.
     cargo
-        .args(["build", "--locked", "--profile", "dist", "--package", "kernmeter", "--bin", "kernmeter"])
-        .args(["--target", &triple])
+        .args(["build", "--target", &triple])
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    Ok((cargo, workspace::target().join(triple)))
+}
+
+/// Builds the agent in the release profile, as virtual machines need it; the eBPF object must be there. Returns the binary's
+/// path.
+pub fn release() -> Result<PathBuf> {
+    let (mut cargo, built) = static_build()?;
+    workspace::run(cargo.args(["--release", "--package", "kernmeter", "--bin", "kernmeter"]))?;
+    // Where people and tests look for it.
+    let (from, to) = (built.join("release/kernmeter"), workspace::target().join("release/kernmeter"));
+    let link = || {
+        fs::create_dir_all(workspace::target().join("release"))?;
+        match fs::remove_file(&to) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => fs::hard_link(&from, &to),
+        }
+    };
+    link().with_context(|| format!("cannot link \"{}\"", to.display()))?;
+    Ok(to)
+}
+
+/// The binary that is shipped: it runs on any distribution, since it needs no shared library.
+pub fn dist() -> Result<PathBuf> {
+    let (mut cargo, built) = static_build()?;
+    cargo.args(["--locked", "--profile", "dist", "--package", "kernmeter", "--bin", "kernmeter"]);
     // What is shipped names the very commit it was built from.
     if let Ok(revision) =
         workspace::output(workspace::command("git").args(["rev-parse", "--short=12", "HEAD"]))
@@ -59,7 +76,7 @@ pub fn dist() -> Result<PathBuf> {
         cargo.env("KERNMETER_REVISION", revision.trim());
     }
     workspace::run(&mut cargo)?;
-    Ok(workspace::target().join(triple).join("dist/kernmeter"))
+    Ok(built.join("dist/kernmeter"))
 }
 
 /// The target triple of this machine.

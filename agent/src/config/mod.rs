@@ -264,6 +264,9 @@ pub enum ConfigError {
     /// Too large.
     #[error("configuration `{0}` is larger than 1 MiB: merge tenant rules with wildcards")]
     TooLarge(String),
+    /// Nothing but white space.
+    #[error("configuration `{0}` is empty: write `{{}}` into it if you want the defaults")]
+    Empty(String),
     /// Not UTF-8.
     #[error("{file}:{line}:{column}: not UTF-8: save the configuration as UTF-8")]
     NotUtf8 {
@@ -343,6 +346,10 @@ impl Config {
             let line = before.split(|b| *b == b'\n').count();
             ConfigError::NotUtf8 { file: file.clone(), line, column: before.len() - line_start + 1 }
         })?;
+        // Most often one that is being written, or could not be for want of room.
+        if text.trim().is_empty() {
+            return Err(ConfigError::Empty(file));
+        }
         let mut config = Self::parse(text, &file, known)?;
         let directory = path.parent().unwrap_or(Path::new(""));
         // Joining an absolute path gives that path.

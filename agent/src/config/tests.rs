@@ -510,6 +510,12 @@ fn files() {
     assert_eq!(Config::load(None, &KNOWN).expect("defaults"), Config::default());
     write("good.yaml", b"limits: {tenants: 7}");
     assert_eq!(load("good.yaml").map(|config| config.limits.tenants), Ok(7));
+    for text in ["", " \n\t\n"] {
+        write("empty.yaml", text.as_bytes());
+        assert!(load("empty.yaml").expect_err("empty").contains("empty.yaml` is empty: write `{}`"));
+    }
+    write("defaults.yaml", b"{}\n");
+    assert_eq!(load("defaults.yaml"), Ok(Config::default()));
     let error = load("none\n.yaml").expect_err("missing");
     assert!(
         error.starts_with("cannot read configuration `/")

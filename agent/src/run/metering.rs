@@ -70,8 +70,9 @@ impl Metering {
                 _ = load_tick.tick() => {
                     decision = self.read_load();
                     self.watchdog();
-                    // Both are asked, so that neither is read twice.
-                    if self.config_file.changed() | self.auth.changed() {
+                    // Both are asked, so that neither is read twice. A reload reads both.
+                    let is_due = self.config_file.settled() | self.auth.changed();
+                    if is_due && !self.config_file.is_unsettled() {
                         self.reload();
                     }
                     if let Some(kernel_log) = &mut self.kernel_log {
@@ -162,7 +163,7 @@ impl Metering {
     /// Reads the configuration again and applies what can change while running.
     fn reload(&mut self) {
         // What changed until now is in what is read now.
-        self.config_file.changed();
+        self.config_file.seen();
         let result = self.try_reload();
         self.own.count_config_reload(result.is_ok());
         match result {

@@ -1,5 +1,6 @@
 //! The agent comes and goes without a trace, and takes the last counts with it in its log.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,7 @@ trials![
     reload_loses_no_count,
     a_changed_file_is_reloaded_by_itself,
     a_bad_reload_changes_nothing,
+    an_emptied_file_changes_nothing,
     two_agents_at_once,
 ];
 
@@ -160,6 +162,33 @@ fn a_bad_reload_changes_nothing() -> Outcome {
     let (workload, _) = Workload::run(&cgroup, &["syscalls", "--getppid", "1000"])?;
     workload.finish()?;
     agent.settle(1000, |s| calls(s, "same", "getppid"))?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// Fault 41, a part of it: an editor or a full disk leaves an empty file, and nobody sends a signal. What the file is written
+/// with in the end counts.
+fn an_emptied_file_changes_nothing() -> Outcome {
+    let hierarchy = Hierarchy::new()?;
+    let own = hierarchy.own().path();
+    let rules = |tenant: &str| rule(&format!("{own}/one"), tenant);
+    let settings = Settings { rules: rules("ruled"), ..Settings::new(&hierarchy) };
+    let mut agent = Agent::start(&settings)?;
+    let cgroup = hierarchy.tenant("one")?;
+    for text in ["", "\n \n"] {
+        agent.swap_config(text)?;
+        let refused = |l: &BTreeMap<String, String>| l.values().any(|v| v.contains("is empty"));
+        let line = agent.wait_for(Duration::from_secs(10), refused)?;
+        ensure!(line.get("level").is_some_and(|level| level == "error"), "said in passing only: {line:?}");
+        Workload::run(&cgroup, &["syscalls", "--getppid", "1000"])?.0.finish()?;
+    }
+    agent.settle(2000, |s| calls(s, "ruled", "getppid"))?;
+    agent.swap_config(&Settings { rules: rules("after"), ..settings.clone() }.yaml())?;
+    agent.wait_for(Duration::from_secs(10), |l| {
+        l.get("msg").is_some_and(|m| m.contains("configuration reloaded"))
+    })?;
+    Workload::run(&cgroup, &["syscalls", "--getppid", "500"])?.0.finish()?;
+    agent.settle(500, |s| calls(s, "after", "getppid"))?;
     agent.stop_conserved()?;
     Ok(())
 }

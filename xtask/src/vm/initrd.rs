@@ -27,19 +27,16 @@ impl Initrd {
     /// Builds what is in every one of them.
     pub fn build() -> Result<Self> {
         build_ebpf::run()?;
-        let triple = agent::host()?;
-        let mut cargo = workspace::cargo();
-        // Static, for there is nothing else in the machine; not link-time optimised, for building takes long enough.
+        // Static, for there is nothing else in the machine; not link-time optimised, for building takes long enough. The agent
+        // is that of `agent::release`, with all it is made of: the same flags, so that nothing is built twice.
+        let (mut cargo, built) = agent::static_build()?;
         cargo
-            .args(["build", "--release", "--target", &triple])
+            .arg("--release")
             .args(["--package", "kernmeter", "--bin", "kernmeter"])
             .args(["--package", "kernmeter-tests", "--bin", "workload"])
-            .args(["--package", "kernmeter-vm", "--bin", "vm"])
-            // As small as what ships: programs lie in the memory of the machine, and one has 128 MiB.
-            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
-            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+            .args(["--package", "kernmeter-vm", "--bin", "vm"]);
         workspace::run(&mut cargo)?;
-        let built = workspace::target().join(&triple).join("release");
+        let built = built.join("release");
         let mut archive = Archive::default();
         for folder in FOLDERS {
             archive.add(folder, FOLDER, &[]);
