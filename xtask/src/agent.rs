@@ -41,9 +41,7 @@ pub fn static_build() -> Result<(Command, PathBuf)> {
     let triple = host()?;
     let mut cargo = workspace::cargo();
     // With a target named, the flags do not reach build scripts and macros, which cannot be static.
-    cargo
-        .args(["build", "--target", &triple])
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    cargo.args(["build", "--target", &triple]).env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     Ok((cargo, workspace::target().join(triple)))
 }
 
