@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::loaded_programs;
 use kernmeter::catalog;
+use kernmeter::host::possible_cpus;
 use kernmeter_tests::kernel::{bpf_objects, task_times};
 use kernmeter_tests::{Agent, Hierarchy, Scrape, Settings, Workload, agent, skip};
 
@@ -63,6 +64,12 @@ pub fn all(variant: Variant) -> Vec<Check> {
         Variant::Preempt => checks.push(("held-back", held_back)),
         Variant::MaxCpus => checks.push(("late-cpus", cpus::come_late)),
         Variant::Runc => checks.push(("container", container::is_metered)),
+        Variant::ManyPossible => {
+            // What has to do with the number of CPUs.
+            let kept = ["doctor", "start", "counts", "cgroups", "cpu", "contended", "balance", "exit"];
+            checks.retain(|(name, _)| kept.contains(name));
+            checks.push(("sizes", sizes));
+        }
         _ => {}
     }
     checks
@@ -129,6 +136,32 @@ fn start() -> Result<()> {
     // More would be too much for the smallest machine of the matrix.
     ensure!(resident < machine::total_memory()? / 3, "{resident} bytes are resident");
     note(&format!("the agent's maps take {bytes} bytes, {resident} bytes are resident"));
+    stop(agent)
+}
+
+/// The tables of an idle agent: most that they may take, by possible CPUs.
+const MOST_IDLE: [(u32, u64); 3] = [(16, 16 << 20), (64, 32 << 20), (u32::MAX, 64 << 20)];
+
+/// However many CPUs are possible, tables begin small, and one that is used has rows of its own.
+fn sizes() -> Result<()> {
+    let possible = possible_cpus();
+    ensure!(possible >= 64, "{possible} CPUs are possible: this shows nothing");
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let bytes = |scrape: &Scrape| scrape.count("kernmeter_map_memory_bytes", &[]);
+    let idle = bytes(&agent.fresh()?);
+    let most = MOST_IDLE.iter().find(|(cpus, _)| possible <= *cpus).map_or(0, |(_, most)| *most);
+    ensure!(idle <= most, "{idle} bytes on {possible} possible CPUs, {most} at most");
+    let private = |scrape: &Scrape| scrape.count("kernmeter_row_events_total", &[("row", "private")]);
+    let cgroup = hierarchy.tenant("often")?;
+    // The first rows that are private come with a look at what is wanted.
+    let (workload, _) =
+        Workload::run(&cgroup, &["syscalls", "--getppid", "100000", "--rounds", "20", "--pause-ms", "100"])?;
+    workload.finish()?;
+    let scrape = agent.settle(100_000, |scrape| calls(scrape, "often", "getppid"))?;
+    let additions = private(&scrape);
+    ensure!(additions > 50_000, "{additions} events were added to private rows");
+    note(&format!("{possible} possible CPUs: {idle} bytes idle, {} bytes in use", bytes(&scrape)));
     stop(agent)
 }
 

@@ -26,6 +26,8 @@ pub enum Variant {
     Preempt,
     /// More CPUs possible than online.
     MaxCpus,
+    /// Many more CPUs possible than online.
+    ManyPossible,
     /// With runc in the initial file system.
     Runc,
 }
@@ -40,6 +42,7 @@ impl Variant {
             "hotplug" => Self::Hotplug,
             "preempt" => Self::Preempt,
             "maxcpus" => Self::MaxCpus,
+            "64-possible" | "512-possible" => Self::ManyPossible,
             "runc" => Self::Runc,
             // The others differ by the command line or by the machine only.
             _ => Self::Plain,

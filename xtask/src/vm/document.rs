@@ -53,6 +53,7 @@ const LEGEND: &str = "
 | `idle` | the time for which a CPU is offline is neither idle nor busy |
 | `held-back` | a task that is preempted on its way to sleep, and woken before it gets there, waits for a CPU all the while (`preempt=full`) |
 | `late-cpus` | tables are sized for possible CPUs; CPUs that come later, with gaps in their numbers, count exactly |
+| `sizes` | however many CPUs are possible, the tables of an idle agent take what ARCHITECTURE.md says, and rows that are used often become private |
 | `container` | containers of runc with limits of memory, CPU and processes, under both cgroup drivers' paths: exact under their ids, CPU time that of `cpu.stat` |
 | `refusal` | where nothing can be metered the agent ends with one line and exit code 1 |
 ";
@@ -118,7 +119,7 @@ fn notes(text: &mut String, machines: &[Machine]) {
     let mut told = String::new();
     for machine in machines.iter().filter(|machine| !is_plain(machine)) {
         for (check, note) in &machine.notes {
-            if check == "refusal" || machine.variant == "small" {
+            if check == "refusal" || check == "sizes" || machine.variant == "small" {
                 let _ = writeln!(told, "- {}, `{check}`: {}", machine.name, cell(note));
             }
         }

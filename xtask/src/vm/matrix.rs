@@ -59,5 +59,16 @@ pub const VARIANTS: &[Variant] = &[
     },
     Variant { cpus: "1", ..variant("one-cpu", "a single CPU", &["6.12"]) },
     Variant { cpus: "4", ..variant("four-cpus", "four CPUs", &["6.12"]) },
+    // Since Linux 6.9 the parameter makes them fewer only.
+    Variant {
+        memory: 512,
+        parameters: "possible_cpus=64",
+        ..variant("64-possible", "two CPUs online of 64 possible ones", &["6.1"])
+    },
+    Variant {
+        memory: 1024,
+        parameters: "possible_cpus=512",
+        ..variant("512-possible", "two CPUs online of 512 possible ones", &["6.1"])
+    },
     Variant { memory: 128, ..variant("small", "128 MiB of memory", &["6.1"]) },
 ];
