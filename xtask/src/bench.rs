@@ -29,7 +29,9 @@ enum Name {
     Call,
     /// What is added to a switch and to a wake-up
     Switch,
-    /// The same, through 1,000 cgroups in turn
+    /// What is added to a system call on both CPUs at once, with private rows and with shared ones
+    Sharing,
+    /// The same as `switch`, through 1,000 cgroups in turn
     Ring,
     /// The agent's own CPU time, memory and scrapes, with 10 to 3,000 cgroups
     Agent,
@@ -64,9 +66,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     build_ebpf::run()?;
     let binary = agent::release()?;
-    workspace::run(workspace::cargo().args(["build", "--release", "--package", PACKAGE]))?;
+    // As the agent, so that what both are made of is built once.
+    let (mut cargo, built) = agent::static_build()?;
+    workspace::run(cargo.args(["--release", "--package", PACKAGE]))?;
 
-    let mut measuring = workspace::command(workspace::target().join("release").join(PACKAGE));
+    let mut measuring = workspace::command(built.join("release").join(PACKAGE));
     measuring.env("KERNMETER_BIN", &binary).arg("report");
     if arguments.quick {
         measuring.arg("--quick");

@@ -1,6 +1,8 @@
 //! In: a pinned worker and agents, one or two to compare; out: what each adds to a system call, a switch and a wake-up.
 //! Without and with each agent in turns, so that a drift of the machine meets all alike.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use kernmeter_tests::Settings;
 
@@ -89,12 +91,22 @@ pub fn run(
             // Each goes first as often as the other.
             let which = (place + n) % subjects.len();
             let agent = subjects[which].start(settings)?;
+            warm_up(worker)?;
             turn(1, &mut with[which])?;
             agent.stop()?;
         }
     }
     print_loops(subjects, loops, &without, &with);
     print_events(subjects, loops, &without, &with);
+    Ok(())
+}
+
+/// Has a worker call until what it uses is at hand: rows of its own come within half a second.
+pub fn warm_up(worker: &mut Pinned) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        worker.call(100)?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod lookup;
 mod pinned;
 mod pods;
 mod report;
+mod sharing;
 mod spread;
 mod subject;
 mod sweeper;

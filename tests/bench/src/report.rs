@@ -8,7 +8,7 @@ use kernmeter_tests::{Cgroup, Hierarchy, Settings, agent};
 use crate::event_cost::{self, Effort, Loops};
 use crate::pinned::Pinned;
 use crate::subject::Subject;
-use crate::{agent_cost, encode, lookup, pods, sweeper};
+use crate::{agent_cost, encode, lookup, pods, sharing, sweeper};
 
 /// What to run.
 pub struct Request {
@@ -23,7 +23,9 @@ enum Name {
     Call,
     /// A call, a switch and a wake-up.
     Switch,
-    /// The same, and through a thousand cgroups in turn.
+    /// A system call on both CPUs at once.
+    Sharing,
+    /// The same as `switch`, and through a thousand cgroups in turn.
     Ring,
     /// The agent's own CPU time, memory and scrapes.
     Agent,
@@ -40,6 +42,7 @@ impl Name {
         Ok(match word {
             "call" => Self::Call,
             "switch" => Self::Switch,
+            "sharing" => Self::Sharing,
             "ring" => Self::Ring,
             "agent" => Self::Agent,
             "pods" => Self::Pods,
@@ -51,7 +54,7 @@ impl Name {
 
     /// Whether it runs agents, so that another one can be measured beside.
     fn runs_agents(self) -> bool {
-        matches!(self, Self::Call | Self::Switch | Self::Ring | Self::Agent)
+        matches!(self, Self::Call | Self::Switch | Self::Sharing | Self::Ring | Self::Agent)
     }
 }
 
@@ -72,7 +75,8 @@ impl Request {
                 _ => request.names.push(Name::parse(word)?),
             }
         }
-        if request.against.is_some() && !request.names.iter().all(|name| name.runs_agents()) {
+        let is_compared = |name: &Name| name.runs_agents() && *name != Name::Sharing;
+        if request.against.is_some() && !request.names.iter().all(is_compared) {
             bail!("--against compares agents: `call`, `switch`, `ring` or `agent`");
         }
         Ok(request)
@@ -126,6 +130,9 @@ fn metering(request: &Request, hierarchy: &Hierarchy) -> Result<()> {
     if request.asks(Name::Call) || request.asks(Name::Switch) {
         let loops = if request.asks(Name::Switch) { Loops::Switch } else { Loops::Call };
         event_cost::run(&mut start_worker()?, &subjects, &settings, loops, effort)?;
+    }
+    if request.asks(Name::Sharing) {
+        subjects.iter().try_for_each(|subject| sharing::run(subject, &settings, effort))?;
     }
     if request.asks(Name::Ring) {
         let mut worker = start_worker()?;

@@ -6,6 +6,7 @@ mod abi;
 mod access;
 mod audit;
 mod beginnings;
+mod churn;
 mod cli;
 mod counting;
 mod fairness;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         limits::trials(),
         fairness::trials(),
         retirement::trials(),
+        churn::trials(),
         hostile::trials(),
         http::trials(),
         access::trials(),
