@@ -83,7 +83,7 @@ pub fn step(word: impl Fn(usize) -> u64, key: u32) -> Step {
         let word = word(place);
         let is_ours = word >> 32 == tag(key) >> 32;
         if is_ours && word & NAMES_ROW == 0 {
-            return if (word as u32 as u64) < WORTH {
+            return if u64::from(word as u32) < WORTH {
                 Step::Write(place, word + 1)
             } else {
                 Step::Claim(place)

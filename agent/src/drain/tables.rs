@@ -193,7 +193,9 @@ impl Tables {
         self.add_chunks(kernel, Table::Slots, before, count)?;
         self.made.slots = end;
         if before == 0 {
-            [SLOT_HOST, SLOT_OVERFLOW].into_iter().for_each(|slot| self.meet_slot(slot));
+            for slot in [SLOT_HOST, SLOT_OVERFLOW] {
+                self.meet_slot(slot);
+            }
         }
         let first = before.max(FIRST_SLOT);
         accounts.add(Resource::Slots, (end - first).into()).map_err(MapAccessError::of("GIVEN"))?;

@@ -118,6 +118,13 @@ fn tasks_within(bytes: u64) -> u32 {
     (bytes / (8 + size_of::<TaskState>() as u64 + HASH_OVERHEAD)).clamp(MIN_TASKS, TASKS) as u32
 }
 
+/// Bytes of so many rows of each kind.
+fn rows_bytes(slots: u32, syscalls: u32, private_syscalls: u32, private_slots: u32) -> u64 {
+    let chunks = |rows: u32, chunk: u32| u64::from(rows.div_ceil(chunk));
+    (chunks(slots, SLOT_CHUNK) + chunks(private_slots, SLOT_CHUNK)) * SLOT_CHUNK_BYTES
+        + (chunks(syscalls, SYSCALL_CHUNK) + chunks(private_syscalls, SYSCALL_CHUNK)) * SYSCALL_CHUNK_BYTES
+}
+
 impl Plan {
     /// Entries of the cgroup table: those with a slot have one, and those that root made and that found none.
     pub fn cgroups(&self) -> u32 {
@@ -193,18 +200,11 @@ impl Plan {
             + cpus * (u64::from(self.sets) * 8 * WAYS as u64 + own as u64)
     }
 
-    fn rows_bytes(&self, slots: u32, syscalls: u32, private_syscalls: u32, private_slots: u32) -> u64 {
-        let chunks = |rows: u32, chunk: u32| u64::from(rows.div_ceil(chunk));
-        (chunks(slots, SLOT_CHUNK) + chunks(private_slots, SLOT_CHUNK)) * SLOT_CHUNK_BYTES
-            + (chunks(syscalls, SYSCALL_CHUNK) + chunks(private_syscalls, SYSCALL_CHUNK))
-                * SYSCALL_CHUNK_BYTES
-    }
-
     /// Estimated kernel memory of all maps on a host where little happens, bytes. The true figure is a metric.
     pub fn bytes_at_start(&self) -> u64 {
         let private = |most: u32, chunk: u32| most.min(chunk);
         self.fixed_bytes()
-            + self.rows_bytes(
+            + rows_bytes(
                 self.start_slots(),
                 self.start_syscall_rows(),
                 private(self.private_syscall_rows, SYSCALL_CHUNK),
@@ -215,12 +215,7 @@ impl Plan {
     /// The same with all that may be made, bytes.
     pub fn bytes(&self) -> u64 {
         self.fixed_bytes()
-            + self.rows_bytes(
-                self.slots,
-                self.syscall_rows,
-                self.private_syscall_rows,
-                self.private_slot_rows,
-            )
+            + rows_bytes(self.slots, self.syscall_rows, self.private_syscall_rows, self.private_slot_rows)
             + hash(self.second_index().into(), 8)
     }
 
@@ -275,7 +270,7 @@ impl Plan {
     fn share_out(&mut self, wishes: &Wishes, has_private: bool) {
         (self.syscall_rows, self.private_syscall_rows, self.private_slot_rows) = (0, 0, 0);
         let index = hash(FIRST_INDEX.into(), 8);
-        let taken = self.fixed_bytes() + index + self.rows_bytes(self.slots, 0, 0, 0);
+        let taken = self.fixed_bytes() + index + rows_bytes(self.slots, 0, 0, 0);
         let left = wishes.budget.saturating_sub(taken);
         // A number in a queue is 4 bytes, a key 8; a shared row has an entry in an index, too.
         let shared_chunk =

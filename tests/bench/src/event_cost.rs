@@ -81,6 +81,9 @@ pub fn run(
     let mut without = vec![Readings::new(); count];
     let mut with = vec![vec![Readings::new(); count]; subjects.len()];
     let mut turn = |agents: usize, readings: &mut [Readings]| -> Result<()> {
+        if agents > 0 {
+            warm_up(worker)?;
+        }
         let turn = alone::measure(agents, || measure(worker, loops, effort.rounds))?;
         readings.iter_mut().zip(turn).for_each(|(readings, reading)| readings.push(reading));
         Ok(())
@@ -91,7 +94,6 @@ pub fn run(
             // Each goes first as often as the other.
             let which = (place + n) % subjects.len();
             let agent = subjects[which].start(settings)?;
-            warm_up(worker)?;
             turn(1, &mut with[which])?;
             agent.stop()?;
         }

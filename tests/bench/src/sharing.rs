@@ -38,7 +38,7 @@ pub fn run(subject: &Subject, settings: &Settings, effort: Effort) -> Result<()>
         let text = |readings: &Readings| Spread::of(readings[place].clone()).to_string();
         println!("{name:<40}{:<24}{:<24}{:<24}", text(&without), text(&with[0]), text(&with[1]));
     }
-    println!("\n{:<40}{:<24}{:<24}{}", "nanoseconds added", "one CPU", "both CPUs", "ratio");
+    println!("\n{:<40}{:<24}{:<24}ratio", "nanoseconds added", "one CPU", "both CPUs");
     for ((name, _), with) in kinds.iter().zip(&with) {
         let [one, both] = [0, 1].map(|place| {
             Spread::of(with[place].iter().zip(&without[place]).map(|(with, without)| with - without))

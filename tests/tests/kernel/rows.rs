@@ -187,8 +187,8 @@ fn count(private_rows: Option<u32>, mode: ReadMode, numbers: usize, apart: u64) 
     }
     meter.finish()?;
     for nr in &CALLS[..numbers] {
-        let (counted, made) = (meter.counted(*nr), 2 * ROUNDS * TIMES / numbers as u64);
-        ensure!(counted == made, "{counted} calls of number {nr} instead of {made}");
+        let (seen, expected) = (meter.counted(*nr), 2 * ROUNDS * TIMES / numbers as u64);
+        ensure!(seen == expected, "{seen} calls of number {nr} instead of {expected}");
     }
     Ok(meter)
 }
