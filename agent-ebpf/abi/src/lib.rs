@@ -35,11 +35,11 @@ pub const KEY_USED: u64 = 1 << 63;
 /// Syscall rows that are made at a time.
 pub const SYSCALL_CHUNK: u32 = 2048;
 /// Slot rows that are made at a time.
-pub const SLOT_CHUNK: u32 = 1024;
+pub const SLOT_CHUNK: u32 = 512;
 /// Chunks of syscall rows at most: the first half of rows that CPUs share, the second half of private ones.
 pub const SYSCALL_CHUNKS: u32 = 4096;
 /// Chunks of slot rows at most, in halves as above.
-pub const SLOT_CHUNKS: u32 = 128;
+pub const SLOT_CHUNKS: u32 = 256;
 /// The first private syscall row.
 pub const FIRST_PRIVATE_SYSCALL_ROW: u32 = SYSCALL_CHUNKS / 2 * SYSCALL_CHUNK;
 /// The first private slot row.

@@ -197,7 +197,9 @@ mod tests {
         assert_eq!(buckets + BUCKETS, RowKind::Slot.cells());
         for kind in RowKind::ALL {
             let bytes: usize = kind.fields().iter().map(|field| field.size).sum();
-            assert_eq!(bytes, kind.size(), "{kind:?} has bytes that are in no field");
+            // But for what fills the last cache line.
+            let filled = if kind == RowKind::Errno { bytes } else { bytes.next_multiple_of(64) };
+            assert_eq!(filled, kind.size(), "{kind:?} has bytes that are in no field");
         }
     }
 }

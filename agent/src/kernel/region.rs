@@ -256,7 +256,8 @@ mod tests {
 
     /// A region without a map behind it.
     fn region(memory: Memory) -> Region {
-        let fd = Some(File::open("/dev/null").unwrap().into());
+        let is_copied = matches!(memory, Memory::Copied(_));
+        let fd = is_copied.then(|| File::open("/dev/null").unwrap().into());
         Region { memory, fd, element: ELEMENT, entries: ENTRIES }
     }
 

@@ -3,8 +3,8 @@
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CgroupRef, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SlotInfo,
-    SlotRow, SyscallRow, Totals,
+    CgroupRef, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SYSCALL_CHUNK, SlotInfo, SlotRow,
+    SyscallRow, Totals,
 };
 
 /// What the configuration asks for; `None` lets the plan choose.
@@ -70,9 +70,9 @@ const MIN_SLOTS: u32 = 64;
 const MIN_ERRNO_ROWS: u32 = 128;
 /// What there is of each at the start. More is made while less than half of it is free.
 const START_SLOTS: u32 = 2 * SLOT_CHUNK;
-const START_SYSCALL_ROWS: u32 = SYSCALL_CHUNK;
-/// Chunks of a kind of rows at most, if nobody asks for more rows: as many as slots have.
-const MOST_CHUNKS: u64 = (SLOT_CHUNKS / 2) as u64;
+const START_SYSCALL_ROWS: u32 = 2 * SYSCALL_CHUNK;
+/// Chunks of a kind of rows at most, if nobody asks for more rows.
+const MOST_CHUNKS: u64 = 64;
 /// Entries of the first index of syscall rows. A second is made if there are more rows.
 const FIRST_INDEX: u32 = 8192;
 /// However few slots there are, a host may have this many cgroups.
@@ -128,7 +128,7 @@ fn rows_bytes(slots: u32, syscalls: u32, private_syscalls: u32, private_slots: u
 impl Plan {
     /// Entries of the cgroup table: those with a slot have one, and those that root made and that found none.
     pub fn cgroups(&self) -> u32 {
-        self.slots.saturating_mul(2).max(MIN_CGROUPS)
+        (self.slots + self.slots / 2).max(MIN_CGROUPS)
     }
 
     /// Slots there are from the start.

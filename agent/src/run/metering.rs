@@ -23,7 +23,7 @@ use crate::serve::AppState;
 /// How often the host's load is read.
 const LOAD_TICK: Duration = Duration::from_secs(1);
 /// How often the agent looks whether slots run out.
-const PRESSURE_TICK: Duration = Duration::from_millis(250);
+const PRESSURE_TICK: Duration = Duration::from_millis(100);
 
 /// The engine and all that decides when it reads.
 pub(super) struct Metering {

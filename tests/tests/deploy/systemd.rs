@@ -135,6 +135,8 @@ fn meters_with_the_units_capabilities() -> Outcome {
     notifications.wait_for("READY=1")?;
     notifications.wait_for("WATCHDOG=1")?;
     agent.signal("HUP")?;
+    // Of two signals that wait the later may be taken first: by the next of these the reload is done.
+    notifications.wait_for("WATCHDOG=1")?;
     let (ended, log) = agent.stop()?;
     ensure!(ended.success(), "it ended with {ended}:\n{log}");
     ensure!(log.contains("configuration reloaded"), "no reload in its log:\n{log}");
