@@ -264,7 +264,7 @@ pub enum ConfigError {
     /// Too large.
     #[error("configuration `{0}` is larger than 1 MiB: merge tenant rules with wildcards")]
     TooLarge(String),
-    /// Nothing but white space.
+    /// Nothing but white space, comments and other words for nothing.
     #[error("configuration `{0}` is empty: write `{{}}` into it if you want the defaults")]
     Empty(String),
     /// Not UTF-8.
@@ -326,6 +326,12 @@ impl Default for Config {
     }
 }
 
+/// Whether a line of YAML says nothing at all.
+fn says_nothing(line: &str) -> bool {
+    let line = line.trim_start_matches('\u{feff}').trim();
+    line.is_empty() || line.starts_with('#') || matches!(line, "---" | "..." | "null" | "Null" | "NULL" | "~")
+}
+
 impl Config {
     /// The documented default file, as `kernmeter config default` prints it; it says the same as [`Config::default`].
     pub fn default_yaml() -> &'static str {
@@ -347,7 +353,7 @@ impl Config {
             ConfigError::NotUtf8 { file: file.clone(), line, column: before.len() - line_start + 1 }
         })?;
         // Most often one that is being written, or could not be for want of room.
-        if text.trim().is_empty() {
+        if text.lines().all(says_nothing) {
             return Err(ConfigError::Empty(file));
         }
         let mut config = Self::parse(text, &file, known)?;

@@ -510,7 +510,7 @@ fn files() {
     assert_eq!(Config::load(None, &KNOWN).expect("defaults"), Config::default());
     write("good.yaml", b"limits: {tenants: 7}");
     assert_eq!(load("good.yaml").map(|config| config.limits.tenants), Ok(7));
-    for text in ["", " \n\t\n"] {
+    for text in ["", " \n\t\n", "# of this host", "\u{feff}", "---\n", "---\n# x\nnull\n...\n", "~"] {
         write("empty.yaml", text.as_bytes());
         assert!(load("empty.yaml").expect_err("empty").contains("empty.yaml` is empty: write `{}`"));
     }
@@ -527,7 +527,8 @@ fn files() {
     write("utf16.yaml", b"web:\n  # \xff\xfe");
     let error = load("utf16.yaml").expect_err("not UTF-8");
     assert!(error.ends_with("utf16.yaml:2:5: not UTF-8: save the configuration as UTF-8"), "{error}");
-    let mut large = vec![b'#'; FILE_BYTES as usize];
+    let mut large = b"{} #".to_vec();
+    large.resize(FILE_BYTES as usize, b'#');
     write("large.yaml", &large);
     assert_eq!(load("large.yaml"), Ok(Config::default()));
     large.push(b'#');

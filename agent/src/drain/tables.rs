@@ -25,7 +25,7 @@ const IDLE_NS: u64 = 60_000_000_000;
 /// The same where none is left for others.
 const IDLE_UNDER_PRESSURE_NS: u64 = 1_000_000_000;
 /// Rows of each kind that are made at once, but for the first: the kernel makes the agent wait some 10 ms for each chunk.
-const AT_ONCE: u32 = 8 * SYSCALL_CHUNK;
+const AT_ONCE: u32 = 16 * SYSCALL_CHUNK;
 /// Private rows of each kind that one pass takes back at most.
 const MOST_RETIRED: usize = 1024;
 
@@ -404,10 +404,12 @@ impl Tables {
 }
 
 /// How many more rows to make of `made`, of which so many are free: `start` at first, then as many again while less than half is
-/// free, up to `most`. Never so many that the agent is held up for long: a chunk takes some 10 ms.
+/// free, or three times as many while less than an eighth is, up to `most`. Never so many that the agent is held up for long.
 fn more(made: u32, free: u32, start: u32, most: u32) -> u32 {
     let wanted = if made == 0 {
         start
+    } else if free < made / 8 {
+        (3 * made).min(AT_ONCE)
     } else if free < made / 2 {
         made.min(AT_ONCE)
     } else {
@@ -475,6 +477,7 @@ mod tests {
         assert_eq!(more(0, 0, 2048, 100), 100, "no more than are wanted");
         assert_eq!(more(2048, 1024, 2048, 8192), 0, "half is free");
         assert_eq!(more(2048, 1023, 2048, 8192), 2048, "as many again");
+        assert_eq!(more(2048, 255, 2048, 65536), 6144, "in a hurry");
         assert_eq!(more(6144, 0, 2048, 8192), 2048, "up to the most");
         assert_eq!(more(16384, 0, 2048, 65536), AT_ONCE, "not too many");
         assert_eq!(more(8192, 0, 2048, 8192), 0);
