@@ -286,22 +286,22 @@ fn broken_access_is_refused_at_the_start() -> Outcome {
         (token(&dir.path().join("absent")), "", "cannot read bearer token"),
         ("access: {tenants: {_host: {basic_auth_users: [a]}}}".into(), "", "no tenant has this name"),
         (
-            String::new(),
+            "{}".into(),
             "tls_server_config: {cert_file: server.crt}",
             "web.yml:1:20: tls_server_config: `key_file` is missing",
         ),
         (
-            String::new(),
+            "{}".into(),
             "tls_server_config: {cert_file: server.crt, key_file: client.key}",
             "cannot be used with key",
         ),
         (
-            String::new(),
+            "{}".into(),
             "tls_server_config: {min_version: TLS10, cert_file: server.crt, key_file: server.key}",
             "use TLS12",
         ),
-        (String::new(), "basic_auth_users: {a: plain}", "not a bcrypt hash"),
-        (String::new(), "basic_auth_user: {}", "did you mean `basic_auth_users`"),
+        ("{}".into(), "basic_auth_users: {a: plain}", "not a bcrypt hash"),
+        ("{}".into(), "basic_auth_user: {}", "did you mean `basic_auth_users`"),
     ] {
         let config = dir.write("kernmeter.yml", &main)?;
         let web = secret(&dir, "web.yml", web)?;
