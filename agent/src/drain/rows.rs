@@ -208,7 +208,6 @@ impl Rows {
                 Some(gone) => self.now.copy_from_slice(gone),
                 None => self.now.fill(0),
             }
-            let before = seen.counters.clone();
             let mut in_private = 0u64;
             for part in &mut seen.parts {
                 let (mut sum, mut events) = (0u64, 0u64);
@@ -233,10 +232,9 @@ impl Rows {
             if *self.now == *seen.counters {
                 continue;
             }
-            let all = self
-                .events
-                .iter()
-                .fold(0u64, |sum, place| sum.wrapping_add(self.now[*place].wrapping_sub(before[*place])));
+            let all = self.events.iter().fold(0u64, |sum, place| {
+                sum.wrapping_add(self.now[*place].wrapping_sub(seen.counters[*place]))
+            });
             self.additions.private += in_private;
             self.additions.shared += all.saturating_sub(in_private);
             let mut rest = deltas.push(seen.slot, seen.subject);

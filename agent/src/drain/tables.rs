@@ -2,6 +2,7 @@
 //! rows taken back. Knows slots, not their lives.
 
 use std::mem::offset_of;
+use std::ops::Range;
 
 use kernmeter_abi::ways::{self, WAYS};
 use kernmeter_abi::{
@@ -146,8 +147,7 @@ impl Tables {
     ) -> Result<(), MapAccessError> {
         let Plan { slots, syscall_rows, private_syscall_rows, private_slot_rows, errno_rows, .. } = self.plan;
         if self.made.errors == 0 {
-            kernel.fill(Queue::ErrnoRows, 0..errno_rows)?;
-            accounts.add(Resource::ErrnoRows, errno_rows.into()).map_err(MapAccessError::of("GIVEN"))?;
+            hand_out(kernel, accounts, Resource::ErrnoRows, Queue::ErrnoRows, 0..errno_rows)?;
             self.made.errors = errno_rows;
         }
         let free = |resource| accounts.free(resource) as u32;
@@ -170,13 +170,13 @@ impl Tables {
         let slots = private(1, self.made.private_slots, SLOT_CHUNK, private_slot_rows);
         if syscalls > 0 {
             let first = FIRST_PRIVATE_SYSCALL_ROW + self.made.private_syscalls;
-            self.add_chunks(kernel, Table::Syscalls, first, syscalls)?;
+            self.add_chunks(kernel, Table::Syscalls, first..first + syscalls)?;
             self.made.private_syscalls += syscalls;
             kernel.fill(Queue::PrivateSyscallRows, first..first + syscalls)?;
         }
         if slots > 0 {
             let first = FIRST_PRIVATE_SLOT_ROW + self.made.private_slots;
-            self.add_chunks(kernel, Table::Slots, first, slots)?;
+            self.add_chunks(kernel, Table::Slots, first..first + slots)?;
             self.made.private_slots += slots;
             kernel.fill(Queue::PrivateSlotRows, first..first + slots)?;
         }
@@ -189,17 +189,16 @@ impl Tables {
         accounts: &mut Accounts,
         count: u32,
     ) -> Result<(), MapAccessError> {
-        let (before, end) = (self.made.slots, self.made.slots + count);
-        self.add_chunks(kernel, Table::Slots, before, count)?;
-        self.made.slots = end;
-        if before == 0 {
+        let rows = self.made.slots..self.made.slots + count;
+        self.add_chunks(kernel, Table::Slots, rows.clone())?;
+        self.made.slots = rows.end;
+        if rows.start == 0 {
             for slot in [SLOT_HOST, SLOT_OVERFLOW] {
                 self.meet_slot(slot);
             }
         }
-        let first = before.max(FIRST_SLOT);
-        accounts.add(Resource::Slots, (end - first).into()).map_err(MapAccessError::of("GIVEN"))?;
-        kernel.fill(Queue::Slots, first..end)
+        let handed_out = rows.start.max(FIRST_SLOT)..rows.end;
+        hand_out(kernel, accounts, Resource::Slots, Queue::Slots, handed_out)
     }
 
     fn make_syscall_rows(
@@ -208,30 +207,28 @@ impl Tables {
         accounts: &mut Accounts,
         count: u32,
     ) -> Result<(), MapAccessError> {
-        let (first, end) = (self.made.syscalls, self.made.syscalls + count);
-        if !self.made.has_second_index && end > self.plan.index() {
+        let rows = self.made.syscalls..self.made.syscalls + count;
+        if !self.made.has_second_index && rows.end > self.plan.index() {
             kernel.add_second_index(self.plan.second_index())?;
             self.made.has_second_index = true;
         }
-        self.add_chunks(kernel, Table::Syscalls, first, count)?;
-        self.made.syscalls = end;
-        accounts.add(Resource::SyscallRows, count.into()).map_err(MapAccessError::of("GIVEN"))?;
-        kernel.fill(Queue::SyscallRows, first..end)
+        self.add_chunks(kernel, Table::Syscalls, rows.clone())?;
+        self.made.syscalls = rows.end;
+        hand_out(kernel, accounts, Resource::SyscallRows, Queue::SyscallRows, rows)
     }
 
-    /// Makes the chunks that hold `count` rows from `first` on, where they are not there yet.
+    /// Makes the chunks that hold these rows, where they are not there yet.
     fn add_chunks(
         &mut self,
         kernel: &mut Kernel,
         table: Table,
-        first: u32,
-        count: u32,
+        numbers: Range<u32>,
     ) -> Result<(), MapAccessError> {
         let rows = match table {
             Table::Slots => &mut self.slots,
             Table::Syscalls => &mut self.syscalls,
         };
-        for index in first.div_ceil(table.chunk())..(first + count).div_ceil(table.chunk()) {
+        for index in numbers.start.div_ceil(table.chunk())..numbers.end.div_ceil(table.chunk()) {
             rows.add_chunk(index, kernel.add_chunk(table, index, self.mode)?);
         }
         Ok(())
@@ -401,6 +398,18 @@ impl Tables {
         self.slots.clear(slot).map_err(MapAccessError::of("SLOT_ROWS"))?;
         Ok(Freed { syscall_rows: freed_syscalls, errno_rows: freed_errors })
     }
+}
+
+/// Puts these numbers into the pool, and into the queue that they are taken from.
+fn hand_out(
+    kernel: &mut Kernel,
+    accounts: &mut Accounts,
+    resource: Resource,
+    queue: Queue,
+    numbers: Range<u32>,
+) -> Result<(), MapAccessError> {
+    accounts.add(resource, numbers.len() as u64).map_err(MapAccessError::of("GIVEN"))?;
+    kernel.fill(queue, numbers)
 }
 
 /// How many more rows to make of `made`, of which so many are free: `start` at first, then as many again while less than half is

@@ -3,8 +3,8 @@
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CgroupRef, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SYSCALL_CHUNK, SlotInfo, SlotRow,
-    SyscallRow, Totals,
+    CgroupRef, FIRST_SLOT, Holdings, Losses, MAX_SLOTS, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK,
+    SYSCALL_CHUNKS, SlotInfo, SlotRow, SyscallRow, Totals,
 };
 
 /// What the configuration asks for; `None` lets the plan choose.
@@ -69,7 +69,7 @@ const ERRNO_ROWS: u32 = 4096;
 const MIN_SLOTS: u32 = 64;
 const MIN_ERRNO_ROWS: u32 = 128;
 /// What there is of each at the start. More is made while less than half of it is free.
-const START_SLOTS: u32 = 2 * SLOT_CHUNK;
+const START_SLOTS: u32 = SLOT_CHUNK;
 const START_SYSCALL_ROWS: u32 = 2 * SYSCALL_CHUNK;
 /// Chunks of a kind of rows at most, if nobody asks for more rows.
 const MOST_CHUNKS: u64 = 64;
@@ -100,13 +100,19 @@ pub fn budget_on(total_memory: u64, configured: u64) -> u64 {
     configured.min(total_memory / MEMORY_SHARE)
 }
 
-/// An entry of a preallocated hash beyond key and value (`struct htab_elem` and its bucket), rounded up.
-const HASH_OVERHEAD: u64 = 64;
+/// A bucket of a preallocated hash (`struct bucket`), of which there is a power of two, and an entry beyond key and value
+/// (`struct htab_elem`): `htab_map_mem_usage` of the kernel.
+const BUCKET: u64 = 16;
+const ENTRY: u64 = 48;
 
 /// Bytes of a hash.
-const fn hash(entries: u64, key_and_value: usize) -> u64 {
-    entries * (key_and_value as u64 + HASH_OVERHEAD)
+const fn hash(entries: u64, key: usize, value: usize) -> u64 {
+    let words = key.div_ceil(8) + value.div_ceil(8);
+    if entries == 0 { 0 } else { entries.next_power_of_two() * BUCKET + entries * (ENTRY + 8 * words as u64) }
 }
+
+/// Bytes of what no wish changes: the agent's log, which aya makes, and the maps of chunks.
+const CONSTANT: u64 = 145_000 + 8 * (SYSCALL_CHUNKS + SLOT_CHUNKS) as u64;
 
 /// Bytes of a chunk of syscall rows.
 const SYSCALL_CHUNK_BYTES: u64 = SYSCALL_CHUNK as u64 * size_of::<SyscallRow>() as u64;
@@ -115,7 +121,7 @@ const SLOT_CHUNK_BYTES: u64 = SLOT_CHUNK as u64 * size_of::<SlotRow>() as u64;
 
 /// Tasks whose state these bytes hold.
 fn tasks_within(bytes: u64) -> u32 {
-    (bytes / (8 + size_of::<TaskState>() as u64 + HASH_OVERHEAD)).clamp(MIN_TASKS, TASKS) as u32
+    (bytes / (8 + size_of::<TaskState>() as u64 + ENTRY + BUCKET)).clamp(MIN_TASKS, TASKS) as u32
 }
 
 /// Bytes of so many rows of each kind.
@@ -189,12 +195,13 @@ impl Plan {
     fn fixed_bytes(&self) -> u64 {
         let (slots, errnos, cpus) = (u64::from(self.slots), u64::from(self.errno_rows), u64::from(self.cpus));
         let own = size_of::<Totals>() + size_of::<Losses>() + size_of::<SlotInfo>() + 64;
-        slots * (size_of::<SlotInfo>() as u64 + 4 + 2 * size_of::<Holdings>() as u64)
+        CONSTANT
+            + slots * (size_of::<SlotInfo>() as u64 + 4 + 2 * size_of::<Holdings>() as u64)
             + errnos * (8 * u64::from(self.errno_shards) + 8 + 4)
-            + hash(u64::from(self.cgroups()), 8 + size_of::<CgroupRef>())
-            + hash(u64::from(self.index()), 8)
-            + hash(errnos, 16)
-            + hash(u64::from(self.tasks), 8 + size_of::<TaskState>())
+            + hash(u64::from(self.cgroups()), 8, size_of::<CgroupRef>())
+            + hash(u64::from(self.index()), 4, 4)
+            + hash(errnos, 8, 4)
+            + hash(u64::from(self.tasks), 8, size_of::<TaskState>())
             + 12 * u64::from(self.syscall_rows)
             + 4 * u64::from(self.private_syscall_rows + self.private_slot_rows)
             + cpus * (u64::from(self.sets) * 8 * WAYS as u64 + own as u64)
@@ -216,7 +223,7 @@ impl Plan {
     pub fn bytes(&self) -> u64 {
         self.fixed_bytes()
             + rows_bytes(self.slots, self.syscall_rows, self.private_syscall_rows, self.private_slot_rows)
-            + hash(self.second_index().into(), 8)
+            + hash(self.second_index().into(), 4, 4)
     }
 
     /// Plans for a machine. What the wishes fix stays; the rest shrinks until the budget holds it: first what makes adding
@@ -269,12 +276,12 @@ impl Plan {
     /// Shares out among rows what the budget leaves.
     fn share_out(&mut self, wishes: &Wishes, has_private: bool) {
         (self.syscall_rows, self.private_syscall_rows, self.private_slot_rows) = (0, 0, 0);
-        let index = hash(FIRST_INDEX.into(), 8);
+        let index = hash(FIRST_INDEX.into(), 4, 4);
         let taken = self.fixed_bytes() + index + rows_bytes(self.slots, 0, 0, 0);
         let left = wishes.budget.saturating_sub(taken);
         // A number in a queue is 4 bytes, a key 8; a shared row has an entry in an index, too.
         let shared_chunk =
-            SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 12 + hash(SYSCALL_CHUNK.into(), 8);
+            SYSCALL_CHUNK_BYTES + u64::from(SYSCALL_CHUNK) * 12 + hash(SYSCALL_CHUNK.into(), 4, 4);
         let chunks = |bytes: u64, chunk: u64| (bytes / chunk).min(MOST_CHUNKS) as u32;
         let eighths = if has_private { SHARED_EIGHTHS } else { 8 };
         // A budget too small for a chunk more still has one.

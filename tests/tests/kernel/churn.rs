@@ -51,11 +51,7 @@ fn slots_and_private_rows_that_change_hands() -> Outcome {
         }
         rounds += 1;
     }
-    let scrape = agent.settle(rounds * CGROUPS * CALLS, |scrape| calls(scrape, "gone", "getppid"));
-    if scrape.is_err() {
-        std::fs::write("/tmp/churn.prom", agent.text("text/plain")?)?;
-    }
-    let scrape = scrape?;
+    let scrape = agent.settle(rounds * CGROUPS * CALLS, |scrape| calls(scrape, "gone", "getppid"))?;
     for tenant in ["one", "two"] {
         let seen = calls(&scrape, tenant, "getppid");
         ensure!(seen == rounds * STEADY_CALLS, "{seen} calls of {tenant} in {rounds} rounds");

@@ -24,6 +24,7 @@ trials![
     rows_are_read_by_batches,
     private_rows_run_out,
     private_rows_are_taken_back_and_given_again,
+    the_plan_is_what_the_kernel_charges,
 ];
 
 /// System calls that hardly anybody else makes, by their numbers on x86-64. With arguments that are all ones each fails at once,
@@ -96,10 +97,7 @@ impl Meter {
             ..Wishes::default()
         };
         let plan = Plan::new(possible_cpus(), &wishes)?;
-        let btf = Btf::parse(std::fs::read(BTF_PATH).context(BTF_PATH)?)?;
-        let mut constants = offsets::resolve(&btf)?;
-        constants.values.push(("HAS_PROBE_READ", 1));
-        let mut kernel = Kernel::load(plan, &constants, AttachMode::Auto, catalog::PROBES)?;
+        let mut kernel = load(plan)?;
         let drain = Drain::open(&mut kernel, 1, mode)?;
         ensure!(drain.is_mapped() == (mode == ReadMode::Auto), "mapped: {}", drain.is_mapped());
         for probe in catalog::PROBES {
@@ -191,6 +189,29 @@ fn count(private_rows: Option<u32>, mode: ReadMode, numbers: usize, apart: u64) 
         ensure!(seen == expected, "{seen} calls of number {nr} instead of {expected}");
     }
     Ok(meter)
+}
+
+/// Of an agent that was just started, so without private rows.
+fn the_plan_is_what_the_kernel_charges() -> Outcome {
+    let plan = Plan::new(possible_cpus(), &Wishes { budget: 64 << 20, ..Wishes::default() })?;
+    let mut kernel = load(plan)?;
+    Drain::open(&mut kernel, 1, ReadMode::Auto)?;
+    let charged: Option<u64> = kernel.map_sizes().iter().map(|map| map.memory_bytes).sum();
+    let charged = charged.context("the kernel does not tell what its maps take")?;
+    let private = Plan { private_syscall_rows: 0, private_slot_rows: 0, ..plan };
+    let queues = 4 * u64::from(plan.private_syscall_rows + plan.private_slot_rows);
+    let planned = private.bytes_at_start() + queues;
+    println!("planned {planned} bytes, charged {charged}");
+    ensure!(charged.abs_diff(planned) < planned / 50, "planned {planned} bytes, charged {charged}");
+    Ok(())
+}
+
+/// Loads the programs, for maps of these sizes.
+fn load(plan: Plan) -> anyhow::Result<Kernel> {
+    let btf = Btf::parse(std::fs::read(BTF_PATH).context(BTF_PATH)?)?;
+    let mut constants = offsets::resolve(&btf)?;
+    constants.values.push(("HAS_PROBE_READ", 1));
+    Ok(Kernel::load(plan, &constants, AttachMode::Auto, catalog::PROBES)?)
 }
 
 fn cpus_share_rows() -> Outcome {
