@@ -155,11 +155,12 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) {
 
 #[inline(always)]
 fn moved(ctx: &BtfTracePointContext) {
+    // In whatever hierarchy: a move in one of version 1 gives another `css_set` as well.
+    moves::add();
     let cgroup = Cgroup(ctx.arg(0));
     if !cgroup.is_default_hierarchy() {
         return;
     }
-    moves::add();
     row::count(Total::Moved, 1);
     if let Some(row) = row::shared_of_slot(slot::of_cgroup(cgroup)) {
         row::add_atomic(&mut row.moved_in, 1);

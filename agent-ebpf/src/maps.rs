@@ -2,12 +2,12 @@
 #[cfg(not(feature = "task_table"))]
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, Queue};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, Queue, RingBuf};
 use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CgroupRef, Holdings, Losses, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS,
+    CgroupRef, Holdings, Losses, LowWater, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS,
     SlotInfo, SlotRow, SyscallRow, Totals,
 };
 
@@ -43,6 +43,12 @@ pub static TAKEN: Array<Holdings, 16, MMAPABLE> = Array::new();
 /// `[account]`, then the pool: what was given back, or to the pool at the start. Written by the agent alone.
 #[btf_map]
 pub static GIVEN: Array<Holdings, 16, MMAPABLE> = Array::new();
+/// Below how many free ones the agent is woken. Written by the agent alone.
+#[btf_map]
+pub static LOW_WATER: Array<LowWater, 1, MMAPABLE> = Array::new();
+/// What wakes the agent; empty messages.
+#[btf_map]
+pub static WAKE: RingBuf<u64, 4096> = RingBuf::new();
 /// `[chunk][row]` -> counters: of each slot by its number, shared; in the second half, private ones.
 #[btf_map]
 pub static SLOT_ROWS: ArrayOfMaps<

@@ -5,6 +5,8 @@
 //! here. The set is one read where the number of the cgroup is four.
 use core::cell::UnsafeCell;
 
+use crate::atomic::add_atomic_u32;
+
 /// A number that hooks on all CPUs change.
 struct Count(UnsafeCell<u32>);
 
@@ -23,11 +25,6 @@ pub fn count() -> u32 {
 /// Counts a move.
 #[inline(always)]
 pub fn add() {
-    // SAFETY: an aligned number of the object's own.
-    unsafe {
-        core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(
-            MOVES.0.get(),
-            1,
-        );
-    }
+    // SAFETY: an aligned number of the object's own, which nothing but this changes.
+    add_atomic_u32(unsafe { &mut *MOVES.0.get() }, 1);
 }

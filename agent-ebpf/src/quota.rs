@@ -1,9 +1,10 @@
 //! In: an account and a resource; out: whether the account may take another one, and what it has taken. Knows no rows.
-use kernmeter_abi::{Holdings, Resource, may_take};
+use aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP;
+use kernmeter_abi::{Holdings, Resource, is_wake_due, may_take};
 
 use crate::atomic::add_atomic;
 use crate::kernel;
-use crate::maps::{GIVEN, SLOTS, TAKEN};
+use crate::maps::{GIVEN, LOW_WATER, SLOTS, TAKEN, WAKE};
 
 /// Element of the last kind: what accounts have together.
 #[inline(always)]
@@ -64,11 +65,18 @@ fn add(account: u32, resource: Resource) {
     }
 }
 
-/// Puts one on the account, and takes it from the pool.
+/// Puts one on the account, and takes it from the pool. Wakes the agent where few are left: until its next look of its own
+/// accord more may be taken than there are.
 #[inline(always)]
 pub fn charge(account: u32, resource: Resource) {
     add(account, resource);
     add(pool(), resource);
+    let free = held(pool(), resource).wrapping_neg();
+    let Some(low_water) = LOW_WATER.get(0) else { return };
+    if is_wake_due(free, low_water.values[resource as usize]) {
+        // A ring that is full has woken it already.
+        let _ = WAKE.output(0u64, u64::from(BPF_RB_FORCE_WAKEUP));
+    }
 }
 
 /// Counts a slot that is an account of its own.

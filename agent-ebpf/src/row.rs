@@ -6,6 +6,7 @@ use kernmeter_abi::{
 };
 
 pub use crate::atomic::add_atomic;
+use crate::atomic::add_atomic_u32;
 use crate::maps::{
     ERR_FREE, ERR_INDEX, ERR_KEYS, ERR_ROWS, LOSSES, NOEXIST, SLOT_ROWS, SYS_FREE, SYS_INDEX, SYS_INDEX_MORE,
     SYS_KEYS, SYS_ROWS, TOTALS,
@@ -39,12 +40,7 @@ impl<T> Row<'_, T> {
         let bucket = kernmeter_abi::histogram::bucket_of(ns);
         let Some(count) = buckets(self.cells).get_mut(bucket) else { return };
         if self.is_shared {
-            // SAFETY: an aligned field of a map value.
-            unsafe {
-                core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(
-                    count, 1,
-                );
-            }
+            add_atomic_u32(count, 1);
         } else {
             *count = count.wrapping_add(1);
         }
@@ -225,14 +221,10 @@ pub fn count_errno(slot: u32, syscall: u32, errno: u32) -> bool {
     if row >= rows {
         return false;
     }
-    let Some(field) = ERR_ROWS.get_ptr_mut(kernel::shard() * rows + row) else { return false };
+    let Some(errors) = ERR_ROWS.get_ptr_mut(kernel::shard() * rows + row) else { return false };
     // SAFETY: a live map value written by `sys_exit` alone.
-    let field = unsafe { &mut *field };
-    if kernel::shared() {
-        add_atomic(field, 1);
-    } else {
-        *field = field.wrapping_add(1);
-    }
+    let mut row = Row { cells: unsafe { &mut *errors }, is_shared: kernel::shared() };
+    row.add(|errors| errors, 1);
     true
 }
 

@@ -33,13 +33,13 @@ pub const NAME_MAX: usize = 255;
 pub const KEY_USED: u64 = 1 << 63;
 
 /// Syscall rows that are made at a time.
-pub const SYSCALL_CHUNK: u32 = 2048;
+pub const SYSCALL_CHUNK: u32 = 1024;
 /// Slot rows that are made at a time.
-pub const SLOT_CHUNK: u32 = 512;
+pub const SLOT_CHUNK: u32 = 256;
 /// Chunks of syscall rows at most: the first half of rows that CPUs share, the second half of private ones.
 pub const SYSCALL_CHUNKS: u32 = 4096;
 /// Chunks of slot rows at most, in halves as above.
-pub const SLOT_CHUNKS: u32 = 256;
+pub const SLOT_CHUNKS: u32 = 512;
 /// The first private syscall row.
 pub const FIRST_PRIVATE_SYSCALL_ROW: u32 = SYSCALL_CHUNKS / 2 * SYSCALL_CHUNK;
 /// The first private slot row.
@@ -238,6 +238,24 @@ pub const RESOURCES: usize = 4;
 pub struct Holdings {
     /// Indexed by [`Resource`].
     pub values: [u64; RESOURCES],
+}
+
+/// Below how many free ones of each resource the programs wake the agent (`LOW_WATER`, written by the agent alone); 0: never.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LowWater {
+    /// Indexed by [`Resource`].
+    pub values: [u64; RESOURCES],
+}
+
+/// Programs wake the agent each time so many were taken below the mark: no storm of takers becomes one of wake-ups.
+pub const WAKE_EVERY: u64 = 32;
+
+/// Whether the taking that left so many free is one that wakes the agent. Two CPUs that take at the same moment may pass over
+/// one: the next comes soon.
+#[inline(always)]
+pub const fn is_wake_due(free: u64, low_water: u64) -> bool {
+    (free as i64) < low_water as i64 && free.is_multiple_of(WAKE_EVERY)
 }
 
 /// Whether an account that holds this much may take another one while so many are free. Both are differences of counters that

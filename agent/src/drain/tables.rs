@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use kernmeter_abi::ways::{self, WAYS};
 use kernmeter_abi::{
-    ErrnoRow, FIRST_PRIVATE_SLOT_ROW, FIRST_PRIVATE_SYSCALL_ROW, FIRST_SLOT, KEY_USED, PrivateLeft, Resource,
-    SLOT_CHUNK, SLOT_HOST, SLOT_OVERFLOW, SYSCALL_CHUNK, SlotRow, SyscallRow,
+    ErrnoRow, FIRST_PRIVATE_SLOT_ROW, FIRST_PRIVATE_SYSCALL_ROW, FIRST_SLOT, KEY_USED, LowWater, PrivateLeft,
+    RESOURCES, Resource, SLOT_CHUNK, SLOT_HOST, SLOT_OVERFLOW, SYSCALL_CHUNK, SlotRow, SyscallRow,
 };
 
 use super::accounts::Accounts;
@@ -25,8 +25,13 @@ use crate::kernel::{Kernel, LoadError, Queue, Way};
 const IDLE_NS: u64 = 60_000_000_000;
 /// The same where none is left for others.
 const IDLE_UNDER_PRESSURE_NS: u64 = 1_000_000_000;
-/// Rows of each kind that are made at once, but for the first: the kernel makes the agent wait some 10 ms for each chunk.
-const AT_ONCE: u32 = 16 * SYSCALL_CHUNK;
+/// Rows of each kind that are made at once, but for the first: each chunk takes a thread for some 10 ms.
+const AT_ONCE: u32 = 32 * SYSCALL_CHUNK;
+/// More rows are made while less than so many eighths of those there are are free. An account gets no more than are free: so
+/// there are more before it holds half. A host without containers has few slots in use, but a third of the first syscall rows.
+const LOW_SLOTS: u32 = 6;
+const LOW_SYSCALL_ROWS: u32 = 5;
+const LOW_PRIVATE_ROWS: u32 = 4;
 /// Private rows of each kind that one pass takes back at most.
 const MOST_RETIRED: usize = 1024;
 
@@ -61,6 +66,8 @@ pub(super) struct Tables {
     error_keys: Keys,
     sets: Sets,
     private_left: Region,
+    /// Below how many free ones programs wake the agent.
+    low_water: Region,
     /// Private rows that were ever met.
     private_taken: u64,
     /// Rows made so far.
@@ -112,6 +119,7 @@ impl Tables {
             sets: Sets::new(region("SETS", 8 * WAYS, plan.cpus * plan.sets)?, plan.cpus * plan.sets),
             private_taken: 0,
             private_left: region("PRIVATE_LEFT", size_of::<PrivateLeft>(), 1)?,
+            low_water: region("LOW_WATER", size_of::<LowWater>(), 1)?,
             made: Made::default(),
             is_refused: false,
             plan,
@@ -119,8 +127,8 @@ impl Tables {
         })
     }
 
-    /// Makes rows where less than half is free, as many again as there are, up to the plan; at the start, the first. Slots, so
-    /// that there are at least `least`.
+    /// Makes rows where few are free, as many again as there are, up to the plan; at the start, the first. Slots, so that there
+    /// are at least `least`. Sets below how many free ones programs ask for more.
     ///
     /// # Errors
     /// The kernel refused; what there is stays in use. After the first refusal no more is asked for.
@@ -153,18 +161,23 @@ impl Tables {
         let free = |resource| accounts.free(resource) as u32;
         let (free_slots, free_rows) = (free(Resource::Slots), free(Resource::SyscallRows));
         let wanted = least.min(slots).saturating_sub(self.made.slots);
-        let more_slots = more(self.made.slots, free_slots, self.plan.start_slots(), slots).max(wanted);
+        let low = low_water(self.made.slots, slots, LOW_SLOTS);
+        let more_slots = more(self.made.slots, free_slots, low, self.plan.start_slots(), slots).max(wanted);
         if more_slots > 0 {
             self.make_slots(kernel, accounts, more_slots)?;
         }
-        let more_rows = more(self.made.syscalls, free_rows, self.plan.start_syscall_rows(), syscall_rows);
+        let low = low_water(self.made.syscalls, syscall_rows, LOW_SYSCALL_ROWS);
+        let more_rows =
+            more(self.made.syscalls, free_rows, low, self.plan.start_syscall_rows(), syscall_rows);
         if more_rows > 0 {
             self.make_syscall_rows(kernel, accounts, more_rows)?;
         }
+        self.set_low_water().map_err(MapAccessError::of("LOW_WATER"))?;
         let private = |kind: usize, made: u32, chunk: u32, most: u32| {
             let left = self.private_left.load(0, offset_of!(PrivateLeft, left) + 8 * kind);
             let is_wanted = self.private_left.load(0, offset_of!(PrivateLeft, wanted) + 8 * kind) != 0;
-            if is_wanted { more(made, left as u32, chunk, most) } else { 0 }
+            let low = low_water(made, most, LOW_PRIVATE_ROWS);
+            if is_wanted { more(made, left as u32, low, chunk, most) } else { 0 }
         };
         let syscalls = private(0, self.made.private_syscalls, SYSCALL_CHUNK, private_syscall_rows);
         let slots = private(1, self.made.private_slots, SLOT_CHUNK, private_slot_rows);
@@ -181,6 +194,19 @@ impl Tables {
             kernel.fill(Queue::PrivateSlotRows, first..first + slots)?;
         }
         Ok(())
+    }
+
+    /// Programs ask for more where there are few, while there is more to be had.
+    fn set_low_water(&mut self) -> std::io::Result<()> {
+        let mut values = [0; RESOURCES];
+        for (resource, low) in [
+            (Resource::Slots, low_water(self.made.slots, self.plan.slots, LOW_SLOTS)),
+            (Resource::SyscallRows, low_water(self.made.syscalls, self.plan.syscall_rows, LOW_SYSCALL_ROWS)),
+        ] {
+            values[resource as usize] = u64::from(low);
+        }
+        let is_set = |(i, value): (usize, &u64)| self.low_water.load(0, size_of::<u64>() * i) == *value;
+        if values.iter().enumerate().all(is_set) { Ok(()) } else { self.low_water.store(0, &values) }
     }
 
     fn make_slots(
@@ -228,8 +254,9 @@ impl Tables {
             Table::Slots => &mut self.slots,
             Table::Syscalls => &mut self.syscalls,
         };
-        for index in numbers.start.div_ceil(table.chunk())..numbers.end.div_ceil(table.chunk()) {
-            rows.add_chunk(index, kernel.add_chunk(table, index, self.mode)?);
+        let indexes = numbers.start.div_ceil(table.chunk())..numbers.end.div_ceil(table.chunk());
+        for (index, region) in kernel.add_chunks(table, indexes, self.mode)? {
+            rows.add_chunk(index, region);
         }
         Ok(())
     }
@@ -412,14 +439,19 @@ fn hand_out(
     kernel.fill(queue, numbers)
 }
 
-/// How many more rows to make of `made`, of which so many are free: `start` at first, then as many again while less than half is
+/// Below how many free rows more are made: so many eighths of what there is; 0 if there are as many as there may be.
+fn low_water(made: u32, most: u32, eighths: u32) -> u32 {
+    if made < most { (u64::from(made) * u64::from(eighths) / 8) as u32 } else { 0 }
+}
+
+/// How many more rows to make of `made`, of which so many are free: `start` at first, then as many again while less than `low` are
 /// free, or three times as many while less than an eighth is, up to `most`. Never so many that the agent is held up for long.
-fn more(made: u32, free: u32, start: u32, most: u32) -> u32 {
+fn more(made: u32, free: u32, low: u32, start: u32, most: u32) -> u32 {
     let wanted = if made == 0 {
         start
     } else if free < made / 8 {
         (3 * made).min(AT_ONCE)
-    } else if free < made / 2 {
+    } else if free < low {
         made.min(AT_ONCE)
     } else {
         0
@@ -478,18 +510,25 @@ impl Sets {
 
 #[cfg(test)]
 mod tests {
-    use super::{AT_ONCE, more};
+    use super::{AT_ONCE, low_water, more};
 
     #[test]
     fn rows_are_made_while_few_are_free() {
-        assert_eq!(more(0, 0, 2048, 8192), 2048, "the first");
-        assert_eq!(more(0, 0, 2048, 100), 100, "no more than are wanted");
-        assert_eq!(more(2048, 1024, 2048, 8192), 0, "half is free");
-        assert_eq!(more(2048, 1023, 2048, 8192), 2048, "as many again");
-        assert_eq!(more(2048, 255, 2048, 65536), 6144, "in a hurry");
-        assert_eq!(more(6144, 0, 2048, 8192), 2048, "up to the most");
-        assert_eq!(more(16384, 0, 2048, 65536), AT_ONCE, "not too many");
-        assert_eq!(more(8192, 0, 2048, 8192), 0);
-        assert_eq!(more(0, 0, 1024, 0), 0, "none at all");
+        assert_eq!(more(0, 0, 0, 2048, 8192), 2048, "the first");
+        assert_eq!(more(0, 0, 0, 2048, 100), 100, "no more than are wanted");
+        assert_eq!(more(2048, 1024, 1024, 2048, 8192), 0, "enough are free");
+        assert_eq!(more(2048, 1023, 1024, 2048, 8192), 2048, "as many again");
+        assert_eq!(more(2048, 255, 1024, 2048, 65536), 6144, "in a hurry");
+        assert_eq!(more(6144, 0, 3072, 2048, 8192), 2048, "up to the most");
+        assert_eq!(more(16384, 0, 8192, 2048, 65536), AT_ONCE, "not too many");
+        assert_eq!(more(8192, 0, 0, 2048, 8192), 0);
+        assert_eq!(more(0, 0, 0, 1024, 0), 0, "none at all");
+    }
+
+    #[test]
+    fn programs_ask_for_more_while_there_is_more() {
+        assert_eq!(low_water(1536, 4096, 6), 1152);
+        assert_eq!(low_water(4096, 4096, 6), 0, "nobody is woken for nothing");
+        assert_eq!(low_water(0, 0, 6), 0);
     }
 }

@@ -4,7 +4,7 @@ mod probes;
 mod start;
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kernmeter_abi::Loss;
 pub use probes::{ProbeState, probe_state};
@@ -36,6 +36,9 @@ const WORTH_RELEASING: usize = 1000;
 const SETTLE: Duration = Duration::from_millis(5);
 /// Looks at unmoving totals at most.
 const SETTLE_LOOKS: u32 = 40;
+
+/// How long the end waits for programs that counted an event in a total and not yet in a row.
+const HELD_UP: Duration = Duration::from_millis(500);
 
 /// What a pass tells besides counts.
 #[derive(Debug)]
@@ -185,7 +188,14 @@ impl Engine {
                 break;
             }
         }
-        let report = self.pass()?;
+        let mut report = self.pass()?;
+        // A program that was preempted between a total and a row finishes when its task runs again.
+        let begun = Instant::now();
+        while begun.elapsed() < HELD_UP && report.balances.iter().any(|balance| balance.error_ratio(0) > 0.0)
+        {
+            std::thread::sleep(SETTLE);
+            report = self.pass()?;
+        }
         // Nothing more will be learnt.
         self.attribution.resolve(u64::MAX, &mut self.registry, &self.identifier);
         Ok(PassReport { balances: self.attribution.balance(&self.batch, &self.registry), ..report })

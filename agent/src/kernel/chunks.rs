@@ -1,12 +1,14 @@
 //! In: which table is to grow; out: another chunk of its rows in the kernel, and that chunk as memory. Knows no row's owner.
 
-use std::os::fd::AsFd as _;
+use std::ops::Range;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
-use aya::maps::{ArrayOfMaps, MapData};
+use aya::maps::{ArrayOfMaps, Map, MapData};
 use kernmeter_abi::{SLOT_CHUNK, SYSCALL_CHUNK, SlotRow, SyscallRow};
 
 use super::maps::MapAccessError;
 use super::region::Region;
+use super::rejection::chain;
 use super::{Kernel, MapSize, memory_of};
 use crate::config::ReadMode;
 
@@ -50,18 +52,35 @@ impl Table {
 }
 
 impl Kernel {
-    /// Makes the chunk at an index of a table, all zero. Programs find its rows at once. The kernel waits for programs that are
-    /// running: some 10 ms.
+    /// Makes the chunks at these indexes of a table, all zero. Programs find their rows at once. With each the kernel waits for
+    /// programs that are running, some 10 ms: so they are added at the same time, and wait for the same.
     ///
     /// # Errors
-    /// The kernel refused: most often its memory, or that of the agent's cgroup, is used up.
-    pub fn add_chunk(&mut self, table: Table, index: u32, mode: ReadMode) -> Result<Region, MapAccessError> {
+    /// The kernel refused: most often its memory, or that of the agent's cgroup, is used up. None of these chunks is to be used.
+    pub fn add_chunks(
+        &mut self,
+        table: Table,
+        indexes: Range<u32>,
+        mode: ReadMode,
+    ) -> Result<Vec<(u32, Region)>, MapAccessError> {
         let (name, element, entries) = (table.map(), table.row_size(), table.chunk());
-        let inner = create(name, [ARRAY, 4, element as u32, entries, MMAPABLE])?;
-        let region = Region::open(inner.fd().as_fd(), element, entries, mode);
-        let region = region.map_err(MapAccessError::of(name))?;
-        self.add_inner(name, index, &inner, entries)?;
-        Ok(region)
+        let make = |index| {
+            let inner = create(name, [ARRAY, 4, element as u32, entries, MMAPABLE])?;
+            let region = Region::open(inner.fd().as_fd(), element, entries, mode);
+            Ok((index, inner, region.map_err(MapAccessError::of(name))?))
+        };
+        let chunks: Vec<_> = indexes.map(make).collect::<Result<_, MapAccessError>>()?;
+        let outer = self.outer(name)?;
+        std::thread::scope(|scope| {
+            let adding: Vec<_> = chunks
+                .iter()
+                .map(|(index, inner, _)| scope.spawn(|| add_inner(name, outer, *index, inner.fd().as_fd())))
+                .collect();
+            adding.into_iter().try_for_each(|added| added.join().expect("adding a map returns what failed"))
+        })?;
+        let bytes: Vec<_> = chunks.iter().map(|(_, inner, _)| memory_of(inner)).collect();
+        bytes.into_iter().for_each(|bytes| self.count(name, entries, bytes));
+        Ok(chunks.into_iter().map(|(index, _, region)| (index, region)).collect())
     }
 
     /// Makes the second index of syscall rows.
@@ -71,23 +90,17 @@ impl Kernel {
     pub fn add_second_index(&mut self, entries: u32) -> Result<(), MapAccessError> {
         let name = "SYS_INDEX_MORE";
         let inner = create(name, [HASH, 4, 4, entries, 0])?;
-        self.add_inner(name, 0, &inner, entries)
+        add_inner(name, self.outer(name)?, 0, inner.fd().as_fd())?;
+        self.count(name, entries, memory_of(&inner));
+        Ok(())
     }
 
-    fn add_inner(
-        &mut self,
-        name: &'static str,
-        index: u32,
-        inner: &MapData,
-        entries: u32,
-    ) -> Result<(), MapAccessError> {
-        let refused = |reason: String| MapAccessError { map: name, reason };
-        let outer = self.ebpf.map_mut(name).ok_or_else(|| refused("no such map".into()))?;
-        let outer: Result<ArrayOfMaps<&mut MapData>, _> = outer.try_into();
-        let mut outer = outer.map_err(|error| refused(super::rejection::chain(&error)))?;
-        outer.set(index, inner, 0).map_err(|error| refused(super::rejection::chain(&error)))?;
-        self.count(name, entries, memory_of(inner));
-        Ok(())
+    /// The map that holds these maps.
+    fn outer(&self, name: &'static str) -> Result<BorrowedFd<'_>, MapAccessError> {
+        match self.ebpf.map(name) {
+            Some(Map::ArrayOfMaps(outer)) => Ok(outer.fd().as_fd()),
+            _ => Err(MapAccessError { map: name, reason: "no such map".into() }),
+        }
     }
 
     /// Counts what was made in the sizes that are told.
@@ -99,12 +112,30 @@ impl Kernel {
     }
 }
 
+/// Puts a map into one of maps. The kernel returns when no program uses what was there before.
+fn add_inner(
+    name: &'static str,
+    outer: BorrowedFd<'_>,
+    index: u32,
+    inner: BorrowedFd<'_>,
+) -> Result<(), MapAccessError> {
+    let refused = |reason: String| MapAccessError { map: name, reason };
+    // Descriptors of their own: several threads do this at the same time.
+    let own = |fd: BorrowedFd<'_>| {
+        let fd = fd.try_clone_to_owned().map_err(|error| refused(error.to_string()))?;
+        MapData::from_fd(fd).map_err(|error| refused(chain(&error)))
+    };
+    let outer: Result<ArrayOfMaps<MapData>, _> = Map::ArrayOfMaps(own(outer)?).try_into();
+    let mut outer = outer.map_err(|error| refused(chain(&error)))?;
+    outer.set(index, &own(inner)?, 0).map_err(|error| refused(chain(&error)))
+}
+
 /// Makes a map of this type, size of key and of value, number of entries, and with these flags.
 fn create(
     name: &'static str,
     [map_type, key, value, entries, flags]: [u32; 5],
 ) -> Result<MapData, MapAccessError> {
     let map = aya_obj::Map::new_from_params(map_type, key, value, entries, flags);
-    let reason = |error| MapAccessError { map: name, reason: super::rejection::chain(&error) };
+    let reason = |error| MapAccessError { map: name, reason: chain(&error) };
     MapData::create(map, name, None).map_err(reason)
 }

@@ -16,6 +16,7 @@ pub mod offsets;
 pub mod region;
 pub mod rejection;
 pub mod size;
+mod wake;
 
 pub use self::edit::{Queue, Way};
 pub use self::hook::{HookState, HookStatus};
@@ -24,6 +25,7 @@ use self::maps::MapAccessError;
 use self::offsets::Constants;
 use self::rejection::Rejection;
 use self::size::Plan;
+pub use self::wake::Wake;
 use crate::catalog::Probe;
 use crate::config::AttachMode;
 use crate::host::online_cpus;

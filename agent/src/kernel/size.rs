@@ -68,11 +68,11 @@ const ERRNO_ROWS: u32 = 4096;
 /// Below these a host is not metered usefully.
 const MIN_SLOTS: u32 = 64;
 const MIN_ERRNO_ROWS: u32 = 128;
-/// What there is of each at the start. More is made while less than half of it is free.
-const START_SLOTS: u32 = SLOT_CHUNK;
-const START_SYSCALL_ROWS: u32 = 2 * SYSCALL_CHUNK;
+/// What there is of each at the start.
+const START_SLOTS: u32 = 6 * SLOT_CHUNK;
+const START_SYSCALL_ROWS: u32 = 4 * SYSCALL_CHUNK;
 /// Chunks of a kind of rows at most, if nobody asks for more rows.
-const MOST_CHUNKS: u64 = 64;
+const MOST_CHUNKS: u64 = 128;
 /// Entries of the first index of syscall rows. A second is made if there are more rows.
 const FIRST_INDEX: u32 = 8192;
 /// However few slots there are, a host may have this many cgroups.
@@ -111,8 +111,8 @@ const fn hash(entries: u64, key: usize, value: usize) -> u64 {
     if entries == 0 { 0 } else { entries.next_power_of_two() * BUCKET + entries * (ENTRY + 8 * words as u64) }
 }
 
-/// Bytes of what no wish changes: the agent's log, which aya makes, and the maps of chunks.
-const CONSTANT: u64 = 145_000 + 8 * (SYSCALL_CHUNKS + SLOT_CHUNKS) as u64;
+/// Bytes of what no wish changes: the agent's log, which aya makes, what wakes it, and the maps of chunks.
+const CONSTANT: u64 = 145_000 + 24_000 + 8 * (SYSCALL_CHUNKS + SLOT_CHUNKS) as u64;
 
 /// Bytes of a chunk of syscall rows.
 const SYSCALL_CHUNK_BYTES: u64 = SYSCALL_CHUNK as u64 * size_of::<SyscallRow>() as u64;

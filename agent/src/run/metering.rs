@@ -14,7 +14,7 @@ use crate::auth::AuthFiles;
 use crate::config::Config;
 use crate::engine::{Engine, PassReport};
 use crate::filewatch::FileWatch;
-use crate::kernel::KernelLog;
+use crate::kernel::{KernelLog, Wake};
 use crate::kubernetes::Pods;
 use crate::lifecycle::{Request, Signals, monotonic_ns};
 use crate::selfmetrics::{HostReadings, SelfMetrics};
@@ -22,7 +22,7 @@ use crate::serve::AppState;
 
 /// How often the host's load is read.
 const LOAD_TICK: Duration = Duration::from_secs(1);
-/// How often the agent looks whether slots run out.
+/// How often the agent looks whether slots run out, besides when it is woken.
 const PRESSURE_TICK: Duration = Duration::from_millis(100);
 
 /// The engine and all that decides when it reads.
@@ -41,6 +41,8 @@ pub(super) struct Metering {
     pub(super) auth: AuthFiles,
     /// The kernel side's rare messages.
     pub(super) kernel_log: Option<KernelLog>,
+    /// What the kernel side wakes the agent with.
+    pub(super) wake: Option<Wake>,
 }
 
 impl Metering {
@@ -83,13 +85,17 @@ impl Metering {
                     drained = Instant::now();
                     self.drain();
                 }
-                _ = pressure_tick.tick() => {
-                    if self.engine.borrow_mut().look() {
-                        drained = Instant::now();
-                        self.drain();
-                    }
-                }
+                () = next_wake(&mut self.wake) => self.look(&mut drained),
+                _ = pressure_tick.tick() => self.look(&mut drained),
             }
+        }
+    }
+
+    /// Makes room; a pass if slots may run out before the next one is due.
+    fn look(&mut self, drained: &mut Instant) {
+        if self.engine.borrow_mut().look() {
+            *drained = Instant::now();
+            self.drain();
         }
     }
 
@@ -208,4 +214,18 @@ impl Metering {
             }
         }
     }
+}
+
+/// Waits until the kernel side asks for room; for ever without a way to. Cancel-safe.
+async fn next_wake(wake: &mut Option<Wake>) {
+    if let Some(waiting) = wake {
+        match waiting.woken().await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel side cannot wake the agent: it looks ten times a second");
+                *wake = None;
+            }
+        }
+    }
+    std::future::pending().await
 }

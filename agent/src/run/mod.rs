@@ -23,7 +23,7 @@ use crate::engine::{Engine, StartError};
 use crate::filewatch::FileWatch;
 use crate::identity::PodKnowledge;
 use crate::identity::pods::PodEvent;
-use crate::kernel::KernelLog;
+use crate::kernel::{KernelLog, Wake};
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
 use crate::lifecycle::{ShutdownHooks, Signals, monotonic_ns};
 use crate::selfmetrics::SelfMetrics;
@@ -75,12 +75,14 @@ pub async fn run(
     let server = bind(&config)?;
     let address = server.local_addr();
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
-    let (engine, pods) = start(&config)?;
+    let (mut engine, pods) = start(&config)?;
+    let (kernel_log, wake) = (take_log(&mut engine), take_wake(&mut engine));
     let engine = Rc::new(RefCell::new(engine));
     let own = SelfMetrics::new(VERSION, REVISION);
     let state = Arc::new(state(&config, &own, &auth));
     let mut metering = Metering {
-        kernel_log: take_log(&mut engine.borrow_mut()),
+        kernel_log,
+        wake,
         engine: Rc::clone(&engine),
         own,
         state: Arc::clone(&state),
@@ -128,6 +130,14 @@ fn state(config: &Config, own: &SelfMetrics, auth: &AuthFiles) -> AppState {
 fn take_log(engine: &mut Engine) -> Option<KernelLog> {
     let taken = engine.kernel_mut().take_log();
     taken.map_err(|reason| tracing::warn!(%reason, "the kernel side's log cannot be read")).ok()
+}
+
+/// What the kernel side wakes the agent with; none if it cannot.
+fn take_wake(engine: &mut Engine) -> Option<Wake> {
+    let taken = engine.kernel_mut().take_wake();
+    taken
+        .map_err(|error| tracing::warn!(%error, "the kernel side cannot wake the agent: it looks ten times a second"))
+        .ok()
 }
 
 /// Says where to scrape, in the log and to the service manager.

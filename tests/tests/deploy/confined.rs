@@ -136,7 +136,7 @@ impl Confined {
         }
         let begun = Instant::now();
         loop {
-            let scrape = Scrape::parse(http::get(self.address, "/metrics", &[])?.text()?)?;
+            let scrape = self.scrape()?;
             let probes: Vec<_> = scrape.find("kernmeter_probe_attached", &[]).collect();
             if let Some(off) = probes.iter().find(|probe| probe.value() < 1.0) {
                 bail!("a probe is not attached: {off:?}");
@@ -155,6 +155,25 @@ impl Confined {
                 bail!("no system call counted in {PATIENCE:?}");
             }
         }
+    }
+
+    fn scrape(&self) -> Result<Scrape> {
+        Scrape::parse(http::get(self.address, "/metrics", &[])?.text()?)
+    }
+
+    /// Waits until it has read its configuration again.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn wait_for_reload(&self) -> Result<()> {
+        let begun = Instant::now();
+        while self.scrape()?.count("kernmeter_config_reloads_total", &[("result", "success")]) == 0 {
+            if begun.elapsed() > PATIENCE {
+                bail!("no reload in {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// Sends a signal.

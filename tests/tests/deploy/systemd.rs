@@ -135,8 +135,8 @@ fn meters_with_the_units_capabilities() -> Outcome {
     notifications.wait_for("READY=1")?;
     notifications.wait_for("WATCHDOG=1")?;
     agent.signal("HUP")?;
-    // Of two signals that wait the later may be taken first: by the next of these the reload is done.
-    notifications.wait_for("WATCHDOG=1")?;
+    // Of two signals that wait the later may be taken first.
+    agent.wait_for_reload()?;
     let (ended, log) = agent.stop()?;
     ensure!(ended.success(), "it ended with {ended}:\n{log}");
     ensure!(log.contains("configuration reloaded"), "no reload in its log:\n{log}");
@@ -163,9 +163,9 @@ fn needs_no_other_calls() -> Outcome {
     let children = format!("/proc/{0}/task/{0}/children", agent.pid());
     let child = fs::read_to_string(children)?;
     let child = child.split_whitespace().next().context("the tracer has no child")?;
-    for signal in ["HUP", "TERM"] {
-        tool::run(Command::new("kill").args(["-s", signal, child]))?;
-    }
+    tool::run(Command::new("kill").args(["-s", "HUP", child]))?;
+    agent.wait_for_reload()?;
+    tool::run(Command::new("kill").args(["-s", "TERM", child]))?;
     let (_, log) = agent.ended()?;
     ensure!(log.contains("stopped"), "it did not end in order:\n{log}");
     let made = calls(&trace)?;
