@@ -17,6 +17,19 @@ use crate::maps::{
 };
 use crate::private::{self, Kind};
 
+/// Does something with so many numbers from the first on.
+#[inline(always)]
+fn each(first: u64, count: u32, what: impl Fn(u32) -> Result<(), i32>) -> Result<(), i32> {
+    let mut n = 0;
+    while n < edit::PUSHED_AT_ONCE {
+        if n < count {
+            what(first as u32 + n)?;
+        }
+        n += 1;
+    }
+    Ok(())
+}
+
 /// Makes one change: see [`edit`]. Never attached: the agent runs it.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp/sched_switch")]
@@ -38,11 +51,13 @@ pub extern "C" fn edit(ctx: *mut c_void) -> u32 {
         }
         edit::ERRNO_REMOVE => ERR_INDEX.remove(key),
         edit::SLOT_POP => return SLOT_FREE.pop().ok().flatten().unwrap_or(NONE),
-        edit::SLOT_PUSH => SLOT_FREE.push(key as u32, 0),
-        edit::SYSCALL_PUSH => SYS_FREE.push(key as u32, 0),
-        edit::ERRNO_PUSH => ERR_FREE.push(key as u32, 0),
-        edit::PRIVATE_SYSCALL_PUSH => private::give_back(Kind::Syscall, &SYS_PRIVATE, key as u32),
-        edit::PRIVATE_SLOT_PUSH => private::give_back(Kind::Slot, &SLOT_PRIVATE, key as u32),
+        edit::SLOT_PUSH => each(key, value, |slot| SLOT_FREE.push(slot, 0)),
+        edit::SYSCALL_PUSH => each(key, value, |row| SYS_FREE.push(row, 0)),
+        edit::ERRNO_PUSH => each(key, value, |row| ERR_FREE.push(row, 0)),
+        edit::PRIVATE_SYSCALL_PUSH => {
+            each(key, value, |row| private::give_back(Kind::Syscall, &SYS_PRIVATE, row))
+        }
+        edit::PRIVATE_SLOT_PUSH => each(key, value, |row| private::give_back(Kind::Slot, &SLOT_PRIVATE, row)),
         edit::WAY_RETIRE => private::set_way(key as u32, RETIRED),
         edit::WAY_FREE => private::set_way(key as u32, 0),
         _ => return NONE,

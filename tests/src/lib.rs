@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod apiserver;
 pub mod cgroup;
+pub mod harmless;
 pub mod http;
 pub mod kernel;
 pub mod program;

@@ -4,6 +4,9 @@
 /// What was asked for is not there, or the kernel refused.
 pub const NONE: u32 = u32::MAX;
 
+/// Numbers that one change gives back at most.
+pub const PUSHED_AT_ONCE: u32 = 16;
+
 /// Where a cgroup's events go, packed: the key is its id.
 pub const CGROUP_GET: u32 = 0;
 /// Says where a cgroup's events go: the value is packed.
@@ -18,15 +21,15 @@ pub const SYSCALL_REMOVE: u32 = 4;
 pub const ERRNO_REMOVE: u32 = 5;
 /// Takes a free slot: its number.
 pub const SLOT_POP: u32 = 6;
-/// Gives a slot back: the key.
+/// Gives slots back: as many as the value says, at most [`PUSHED_AT_ONCE`], with numbers from the key on.
 pub const SLOT_PUSH: u32 = 7;
-/// The same for a syscall row.
+/// The same for syscall rows.
 pub const SYSCALL_PUSH: u32 = 8;
-/// The same for an errno row.
+/// The same for errno rows.
 pub const ERRNO_PUSH: u32 = 9;
-/// The same for a private syscall row.
+/// The same for private syscall rows.
 pub const PRIVATE_SYSCALL_PUSH: u32 = 10;
-/// The same for a private slot row.
+/// The same for private slot rows.
 pub const PRIVATE_SLOT_PUSH: u32 = 11;
 /// Retires a word that names a private row: the key is the word's number over all CPUs. See [`crate::ways`].
 pub const WAY_RETIRE: u32 = 12;

@@ -71,19 +71,32 @@ pub(super) struct Tables {
     /// Private rows that were ever met.
     private_taken: u64,
     /// Rows made so far.
-    made: Made,
+    made: Rooms,
     /// Whether the kernel refused to make more: not asked again.
     is_refused: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Made {
+/// Numbers of rows of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Rooms {
     slots: u32,
     syscalls: u32,
     private_syscalls: u32,
     private_slots: u32,
     errors: u32,
-    has_second_index: bool,
+}
+
+impl Rooms {
+    /// As many, and so many more.
+    fn and(&self, more: &Rooms) -> Rooms {
+        Rooms {
+            slots: self.slots + more.slots,
+            syscalls: self.syscalls + more.syscalls,
+            private_syscalls: self.private_syscalls + more.private_syscalls,
+            private_slots: self.private_slots + more.private_slots,
+            errors: self.errors + more.errors,
+        }
+    }
 }
 
 /// The key under which programs find a row.
@@ -120,7 +133,7 @@ impl Tables {
             private_taken: 0,
             private_left: region("PRIVATE_LEFT", size_of::<PrivateLeft>(), 1)?,
             low_water: region("LOW_WATER", size_of::<LowWater>(), 1)?,
-            made: Made::default(),
+            made: Rooms::default(),
             is_refused: false,
             plan,
             mode,
@@ -153,47 +166,71 @@ impl Tables {
         accounts: &mut Accounts,
         least: u32,
     ) -> Result<(), MapAccessError> {
-        let Plan { slots, syscall_rows, private_syscall_rows, private_slot_rows, errno_rows, .. } = self.plan;
-        if self.made.errors == 0 {
-            hand_out(kernel, accounts, Resource::ErrnoRows, Queue::ErrnoRows, 0..errno_rows)?;
-            self.made.errors = errno_rows;
+        let more = self.wanted(accounts, least);
+        if more == Rooms::default() {
+            return Ok(());
         }
+        let (made, new) = (self.made, self.made.and(&more));
+        if made.syscalls <= self.plan.index() && new.syscalls > self.plan.index() {
+            kernel.add_second_index(self.plan.second_index())?;
+        }
+        // All at once: the kernel makes the agent wait for each, or for all together.
+        let private_syscalls = FIRST_PRIVATE_SYSCALL_ROW + made.private_syscalls
+            ..FIRST_PRIVATE_SYSCALL_ROW + new.private_syscalls;
+        let private_slots =
+            FIRST_PRIVATE_SLOT_ROW + made.private_slots..FIRST_PRIVATE_SLOT_ROW + new.private_slots;
+        let chunks: Vec<_> = [
+            (Table::Slots, made.slots..new.slots),
+            (Table::Syscalls, made.syscalls..new.syscalls),
+            (Table::Syscalls, private_syscalls.clone()),
+            (Table::Slots, private_slots.clone()),
+        ]
+        .into_iter()
+        .flat_map(|(table, rows)| table.chunks(rows).map(move |index| (table, index)))
+        .collect();
+        for (table, index, region) in kernel.add_chunks(&chunks, self.mode)? {
+            match table {
+                Table::Slots => self.slots.add_chunk(index, region),
+                Table::Syscalls => self.syscalls.add_chunk(index, region),
+            }
+        }
+        self.made = new;
+        if made.slots == 0 {
+            for slot in [SLOT_HOST, SLOT_OVERFLOW] {
+                self.meet_slot(slot);
+            }
+        }
+        let slots = made.slots.max(FIRST_SLOT)..new.slots.max(FIRST_SLOT);
+        hand_out(kernel, accounts, Resource::SyscallRows, Queue::SyscallRows, made.syscalls..new.syscalls)?;
+        hand_out(kernel, accounts, Resource::Slots, Queue::Slots, slots)?;
+        hand_out(kernel, accounts, Resource::ErrnoRows, Queue::ErrnoRows, made.errors..new.errors)?;
+        kernel.fill(Queue::PrivateSyscallRows, private_syscalls)?;
+        kernel.fill(Queue::PrivateSlotRows, private_slots)?;
+        self.set_low_water().map_err(MapAccessError::of("LOW_WATER"))
+    }
+
+    /// What there should be more of.
+    fn wanted(&self, accounts: &Accounts, least: u32) -> Rooms {
+        let (plan, made) = (&self.plan, &self.made);
         let free = |resource| accounts.free(resource) as u32;
-        let (free_slots, free_rows) = (free(Resource::Slots), free(Resource::SyscallRows));
-        let wanted = least.min(slots).saturating_sub(self.made.slots);
-        let low = low_water(self.made.slots, slots, LOW_SLOTS);
-        let more_slots = more(self.made.slots, free_slots, low, self.plan.start_slots(), slots).max(wanted);
-        if more_slots > 0 {
-            self.make_slots(kernel, accounts, more_slots)?;
-        }
-        let low = low_water(self.made.syscalls, syscall_rows, LOW_SYSCALL_ROWS);
-        let more_rows =
-            more(self.made.syscalls, free_rows, low, self.plan.start_syscall_rows(), syscall_rows);
-        if more_rows > 0 {
-            self.make_syscall_rows(kernel, accounts, more_rows)?;
-        }
-        self.set_low_water().map_err(MapAccessError::of("LOW_WATER"))?;
         let private = |kind: usize, made: u32, chunk: u32, most: u32| {
             let left = self.private_left.load(0, offset_of!(PrivateLeft, left) + 8 * kind);
             let is_wanted = self.private_left.load(0, offset_of!(PrivateLeft, wanted) + 8 * kind) != 0;
             let low = low_water(made, most, LOW_PRIVATE_ROWS);
-            if is_wanted { more(made, left as u32, low, chunk, most) } else { 0 }
+            // Every busy host wants the first.
+            if is_wanted || made == 0 { more(made, left as u32, low, chunk, most) } else { 0 }
         };
-        let syscalls = private(0, self.made.private_syscalls, SYSCALL_CHUNK, private_syscall_rows);
-        let slots = private(1, self.made.private_slots, SLOT_CHUNK, private_slot_rows);
-        if syscalls > 0 {
-            let first = FIRST_PRIVATE_SYSCALL_ROW + self.made.private_syscalls;
-            self.add_chunks(kernel, Table::Syscalls, first..first + syscalls)?;
-            self.made.private_syscalls += syscalls;
-            kernel.fill(Queue::PrivateSyscallRows, first..first + syscalls)?;
+        let low = low_water(made.slots, plan.slots, LOW_SLOTS);
+        let slots = more(made.slots, free(Resource::Slots), low, plan.start_slots(), plan.slots);
+        let low = low_water(made.syscalls, plan.syscall_rows, LOW_SYSCALL_ROWS);
+        let rows = free(Resource::SyscallRows);
+        Rooms {
+            slots: slots.max(least.min(plan.slots).saturating_sub(made.slots)),
+            syscalls: more(made.syscalls, rows, low, plan.start_syscall_rows(), plan.syscall_rows),
+            private_syscalls: private(0, made.private_syscalls, SYSCALL_CHUNK, plan.private_syscall_rows),
+            private_slots: private(1, made.private_slots, SLOT_CHUNK, plan.private_slot_rows),
+            errors: plan.errno_rows - made.errors,
         }
-        if slots > 0 {
-            let first = FIRST_PRIVATE_SLOT_ROW + self.made.private_slots;
-            self.add_chunks(kernel, Table::Slots, first..first + slots)?;
-            self.made.private_slots += slots;
-            kernel.fill(Queue::PrivateSlotRows, first..first + slots)?;
-        }
-        Ok(())
     }
 
     /// Programs ask for more where there are few, while there is more to be had.
@@ -207,58 +244,6 @@ impl Tables {
         }
         let is_set = |(i, value): (usize, &u64)| self.low_water.load(0, size_of::<u64>() * i) == *value;
         if values.iter().enumerate().all(is_set) { Ok(()) } else { self.low_water.store(0, &values) }
-    }
-
-    fn make_slots(
-        &mut self,
-        kernel: &mut Kernel,
-        accounts: &mut Accounts,
-        count: u32,
-    ) -> Result<(), MapAccessError> {
-        let rows = self.made.slots..self.made.slots + count;
-        self.add_chunks(kernel, Table::Slots, rows.clone())?;
-        self.made.slots = rows.end;
-        if rows.start == 0 {
-            for slot in [SLOT_HOST, SLOT_OVERFLOW] {
-                self.meet_slot(slot);
-            }
-        }
-        let handed_out = rows.start.max(FIRST_SLOT)..rows.end;
-        hand_out(kernel, accounts, Resource::Slots, Queue::Slots, handed_out)
-    }
-
-    fn make_syscall_rows(
-        &mut self,
-        kernel: &mut Kernel,
-        accounts: &mut Accounts,
-        count: u32,
-    ) -> Result<(), MapAccessError> {
-        let rows = self.made.syscalls..self.made.syscalls + count;
-        if !self.made.has_second_index && rows.end > self.plan.index() {
-            kernel.add_second_index(self.plan.second_index())?;
-            self.made.has_second_index = true;
-        }
-        self.add_chunks(kernel, Table::Syscalls, rows.clone())?;
-        self.made.syscalls = rows.end;
-        hand_out(kernel, accounts, Resource::SyscallRows, Queue::SyscallRows, rows)
-    }
-
-    /// Makes the chunks that hold these rows, where they are not there yet.
-    fn add_chunks(
-        &mut self,
-        kernel: &mut Kernel,
-        table: Table,
-        numbers: Range<u32>,
-    ) -> Result<(), MapAccessError> {
-        let rows = match table {
-            Table::Slots => &mut self.slots,
-            Table::Syscalls => &mut self.syscalls,
-        };
-        let indexes = numbers.start.div_ceil(table.chunk())..numbers.end.div_ceil(table.chunk());
-        for (index, region) in kernel.add_chunks(table, indexes, self.mode)? {
-            rows.add_chunk(index, region);
-        }
-        Ok(())
     }
 
     /// Brings what is copied rather than mapped up to date.
@@ -445,11 +430,11 @@ fn low_water(made: u32, most: u32, eighths: u32) -> u32 {
 }
 
 /// How many more rows to make of `made`, of which so many are free: `start` at first, then as many again while less than `low` are
-/// free, or three times as many while less than an eighth is, up to `most`. Never so many that the agent is held up for long.
+/// free, or three times as many while less than half of that is, up to `most`. Never so many that the agent is held up for long.
 fn more(made: u32, free: u32, low: u32, start: u32, most: u32) -> u32 {
     let wanted = if made == 0 {
         start
-    } else if free < made / 8 {
+    } else if free < low / 2 {
         (3 * made).min(AT_ONCE)
     } else if free < low {
         made.min(AT_ONCE)
@@ -518,7 +503,7 @@ mod tests {
         assert_eq!(more(0, 0, 0, 2048, 100), 100, "no more than are wanted");
         assert_eq!(more(2048, 1024, 1024, 2048, 8192), 0, "enough are free");
         assert_eq!(more(2048, 1023, 1024, 2048, 8192), 2048, "as many again");
-        assert_eq!(more(2048, 255, 1024, 2048, 65536), 6144, "in a hurry");
+        assert_eq!(more(2048, 511, 1024, 2048, 65536), 6144, "in a hurry");
         assert_eq!(more(6144, 0, 3072, 2048, 8192), 2048, "up to the most");
         assert_eq!(more(16384, 0, 8192, 2048, 65536), AT_ONCE, "not too many");
         assert_eq!(more(8192, 0, 0, 2048, 8192), 0);

@@ -35,6 +35,11 @@ impl Table {
         }
     }
 
+    /// The chunks that hold these rows, but for one of which there are rows before.
+    pub fn chunks(self, rows: Range<u32>) -> Range<u32> {
+        rows.start.div_ceil(self.chunk())..rows.end.div_ceil(self.chunk())
+    }
+
     const fn row_size(self) -> usize {
         match self {
             Self::Slots => size_of::<SlotRow>(),
@@ -52,35 +57,37 @@ impl Table {
 }
 
 impl Kernel {
-    /// Makes the chunks at these indexes of a table, all zero. Programs find their rows at once. With each the kernel waits for
+    /// Makes the chunks at these indexes of tables, all zero. Programs find their rows at once. With each the kernel waits for
     /// programs that are running, some 10 ms: so they are added at the same time, and wait for the same.
     ///
     /// # Errors
     /// The kernel refused: most often its memory, or that of the agent's cgroup, is used up. None of these chunks is to be used.
     pub fn add_chunks(
         &mut self,
-        table: Table,
-        indexes: Range<u32>,
+        chunks: &[(Table, u32)],
         mode: ReadMode,
-    ) -> Result<Vec<(u32, Region)>, MapAccessError> {
-        let (name, element, entries) = (table.map(), table.row_size(), table.chunk());
-        let make = |index| {
+    ) -> Result<Vec<(Table, u32, Region)>, MapAccessError> {
+        let make = |(table, index): &(Table, u32)| {
+            let (name, element, entries) = (table.map(), table.row_size(), table.chunk());
             let inner = create(name, [ARRAY, 4, element as u32, entries, MMAPABLE])?;
             let region = Region::open(inner.fd().as_fd(), element, entries, mode);
-            Ok((index, inner, region.map_err(MapAccessError::of(name))?))
+            Ok((*table, *index, inner, region.map_err(MapAccessError::of(name))?))
         };
-        let chunks: Vec<_> = indexes.map(make).collect::<Result<_, MapAccessError>>()?;
-        let outer = self.outer(name)?;
+        let new: Vec<_> = chunks.iter().map(make).collect::<Result<_, MapAccessError>>()?;
         std::thread::scope(|scope| {
-            let adding: Vec<_> = chunks
-                .iter()
-                .map(|(index, inner, _)| scope.spawn(|| add_inner(name, outer, *index, inner.fd().as_fd())))
-                .collect();
-            adding.into_iter().try_for_each(|added| added.join().expect("adding a map returns what failed"))
+            let mut adding = Vec::new();
+            for (table, index, inner, _) in &new {
+                let (name, outer, inner) = (table.map(), self.outer(table.map())?, inner.fd().as_fd());
+                adding.push(scope.spawn(move || add_inner(name, outer, *index, inner)));
+            }
+            let panicked = |_| Err(MapAccessError { map: "a chunk", reason: "a thread panicked".into() });
+            adding.into_iter().try_for_each(|added| added.join().unwrap_or_else(panicked))
         })?;
-        let bytes: Vec<_> = chunks.iter().map(|(_, inner, _)| memory_of(inner)).collect();
-        bytes.into_iter().for_each(|bytes| self.count(name, entries, bytes));
-        Ok(chunks.into_iter().map(|(index, _, region)| (index, region)).collect())
+        let add = |(table, index, inner, region): (Table, u32, MapData, Region)| {
+            self.count(table.map(), table.chunk(), memory_of(&inner));
+            (table, index, region)
+        };
+        Ok(new.into_iter().map(add).collect())
     }
 
     /// Makes the second index of syscall rows.

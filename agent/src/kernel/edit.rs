@@ -5,13 +5,12 @@
 use std::ops::Range;
 
 use aya::TestRun as _;
-use aya::maps::MapData;
 use aya::programs::{ProgramError, RawTracePoint, RawTracePointRunOptions};
 use kernmeter_abi::{CgroupRef, edit};
 
 use super::Kernel;
 use super::maps::MapAccessError;
-use super::rejection::{Rejection, chain};
+use super::rejection::Rejection;
 
 /// Program that makes the change; never attached.
 pub(super) const PROGRAM: &str = "edit";
@@ -158,23 +157,22 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::cgroup`], or the queue is full.
     pub fn push(&self, queue: Queue, number: u32) -> Result<(), MapAccessError> {
-        let refused = || MapAccessError { map: queue.map(), reason: "the queue is full".into() };
-        self.edit(queue.map(), queue.push(), number.into(), 0)?.map(drop).ok_or_else(refused)
+        self.push_some(queue, number, 1)
     }
 
-    /// Gives all these numbers to be handed out: by bpf(2), which is quicker, while no program is attached. Private rows have
-    /// the program count them.
+    fn push_some(&self, queue: Queue, first: u32, count: u32) -> Result<(), MapAccessError> {
+        let refused = || MapAccessError { map: queue.map(), reason: "the queue is full".into() };
+        self.edit(queue.map(), queue.push(), first.into(), count)?.map(drop).ok_or_else(refused)
+    }
+
+    /// Gives all these numbers to be handed out.
     ///
     /// # Errors
-    /// The kernel refused: there is no such queue, or it is full.
-    pub fn fill(&mut self, queue: Queue, mut numbers: Range<u32>) -> Result<(), MapAccessError> {
-        if !self.links.is_empty() || matches!(queue, Queue::PrivateSyscallRows | Queue::PrivateSlotRows) {
-            return numbers.try_for_each(|number| self.push(queue, number));
-        }
-        let refused = |reason: String| MapAccessError { map: queue.map(), reason };
-        let map = self.ebpf.map_mut(queue.map()).ok_or_else(|| refused("no such map".into()))?;
-        let map: Result<aya::maps::Queue<&mut MapData, u32>, _> = map.try_into();
-        let mut map = map.map_err(|error| refused(chain(&error)))?;
-        numbers.try_for_each(|number| map.push(number, 0)).map_err(|error| refused(chain(&error)))
+    /// As [`Kernel::push`].
+    pub fn fill(&self, queue: Queue, numbers: Range<u32>) -> Result<(), MapAccessError> {
+        let end = numbers.end;
+        numbers
+            .step_by(edit::PUSHED_AT_ONCE as usize)
+            .try_for_each(|first| self.push_some(queue, first, (end - first).min(edit::PUSHED_AT_ONCE)))
     }
 }

@@ -227,5 +227,5 @@ async fn next_wake(wake: &mut Option<Wake>) {
             }
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

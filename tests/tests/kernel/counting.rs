@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use kernmeter::catalog::PROBES;
 use kernmeter_tests::scrape::Sample;
 use kernmeter_tests::settings::rule;
-use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, skip, trials};
+use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, harmless, skip, trials};
 
 use crate::NATIVE;
 use crate::family::{DENIED, ERRORS, KERNEL_EVENTS, LOST, SYSCALLS};
@@ -17,6 +17,7 @@ trials![
     exact_when_the_cgroup_is_removed_at_once,
     exact_for_500_short_lived_cgroups,
     exact_for_cgroups_made_while_drained,
+    exact_names_of_a_burst_right_after_the_start,
     exact_sum_for_a_task_that_moves,
     sums_over_tenants_are_the_kernel_totals,
 ];
@@ -180,6 +181,47 @@ fn exact_for_cgroups_made_while_drained() -> Outcome {
     ensure!(elsewhere(&scrape) == 0, "{} calls are nobody's", elsewhere(&scrape));
     let exited = scrape.count("kernmeter_processes_exited_total", &[("tenant_id", "swarm")]);
     ensure!(exited == COUNT, "{exited} processes exited");
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// Rows and slots are made as they are needed. These are needed within a second or two, long before the first pass is due.
+fn exact_names_of_a_burst_right_after_the_start() -> Outcome {
+    const COUNT: u64 = 800;
+    let hierarchy = Hierarchy::new()?;
+    let mut settings = Settings::new(&hierarchy).every_ms(5000);
+    settings.rules = rule(&format!("{}/swarm-*", hierarchy.own().path()), "swarm");
+    let parent = hierarchy.tenant("parent")?;
+    let root = hierarchy.own().dir().to_string_lossy().into_owned();
+    let (number, names) = (COUNT.to_string(), harmless::CALLS.len().to_string());
+    let args = [
+        "swarm",
+        "--root",
+        &root,
+        "--count",
+        &number,
+        "--calls",
+        "1",
+        "--names",
+        &names,
+        "--pause-us",
+        "1000",
+    ];
+    let agent = Agent::start(&settings)?;
+    let (workload, _) = Workload::run(&parent, &args)?;
+    workload.finish()?;
+    let of_swarm = |s: &Scrape| s.count(SYSCALLS, &[("tenant_id", "swarm")]);
+    // `getppid`, the 60 others and `exit`, which by its name depends on the C library.
+    let all = COUNT * (harmless::CALLS.len() as u64 + 2);
+    let scrape = agent.settle(all, of_swarm)?;
+    let named = all - scrape.count(SYSCALLS, &[("tenant_id", "swarm"), ("syscall", "_overflow")]);
+    println!("{named} of {all} calls have a name");
+    // Not all: a machine may hold the agent up when it is to make more.
+    ensure!(named * 10 >= all * 9, "only {named} of {all} calls have a name");
+    for reason in ["slot_exhausted", "slot_quota"] {
+        let lost = scrape.count(LOST, &[("reason", reason)]);
+        ensure!(lost == 0, "{lost} cgroups found no slot: {reason}");
+    }
     agent.stop_conserved()?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use kernmeter::host::{BTF_PATH, possible_cpus};
 use kernmeter::kernel::size::{Plan, Wishes};
 use kernmeter::kernel::{Kernel, offsets};
 use kernmeter_abi::{SlotRow, SyscallRow, Total, syscall_key};
-use kernmeter_tests::{Outcome, skip, trials};
+use kernmeter_tests::{Outcome, harmless, skip, trials};
 
 trials![
     cpus_share_rows,
@@ -27,50 +27,6 @@ trials![
     the_plan_is_what_the_kernel_charges,
 ];
 
-/// System calls that hardly anybody else makes, by their numbers on x86-64. With arguments that are all ones each fails at once,
-/// or changes nothing.
-const CALLS: [i64; 40] = [
-    libc::SYS_getresuid,
-    libc::SYS_getresgid,
-    libc::SYS_getsid,
-    libc::SYS_personality,
-    libc::SYS_sched_setparam,
-    libc::SYS_sched_getparam,
-    libc::SYS_sched_setscheduler,
-    libc::SYS_sched_getscheduler,
-    libc::SYS_sched_get_priority_max,
-    libc::SYS_sched_get_priority_min,
-    libc::SYS_sched_rr_get_interval,
-    libc::SYS_timer_getoverrun,
-    libc::SYS_mq_timedsend,
-    libc::SYS_mq_timedreceive,
-    libc::SYS_mq_getsetattr,
-    libc::SYS_inotify_rm_watch,
-    libc::SYS_ioprio_get,
-    libc::SYS_ioprio_set,
-    libc::SYS_timerfd_gettime,
-    libc::SYS_timerfd_settime,
-    libc::SYS_semop,
-    libc::SYS_semctl,
-    libc::SYS_semtimedop,
-    libc::SYS_msgsnd,
-    libc::SYS_msgrcv,
-    libc::SYS_msgctl,
-    libc::SYS_shmat,
-    libc::SYS_shmctl,
-    libc::SYS_shmdt,
-    libc::SYS_io_setup,
-    libc::SYS_io_destroy,
-    libc::SYS_io_getevents,
-    libc::SYS_io_submit,
-    libc::SYS_io_cancel,
-    libc::SYS_dup3,
-    libc::SYS_splice,
-    libc::SYS_tee,
-    libc::SYS_vmsplice,
-    libc::SYS_getpriority,
-    libc::SYS_setns,
-];
 const SECOND: u64 = 1_000_000_000;
 
 /// Programs and what counts of them were read.
@@ -151,11 +107,6 @@ impl Meter {
     }
 }
 
-fn call(nr: i64) {
-    // SAFETY: with such arguments the call reads and writes nothing of ours.
-    unsafe { libc::syscall(nr, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64) };
-}
-
 /// Two threads make calls, `numbers` different ones in turn; each is in the rows. Passes are `apart` by the clock they are told.
 fn count(private_rows: Option<u32>, mode: ReadMode, numbers: usize, apart: u64) -> anyhow::Result<Meter> {
     const ROUNDS: u64 = 60;
@@ -166,7 +117,7 @@ fn count(private_rows: Option<u32>, mode: ReadMode, numbers: usize, apart: u64) 
             thread::spawn(move || {
                 for round in 0..ROUNDS {
                     for i in 0..TIMES {
-                        call(CALLS[(round * TIMES + i) as usize % numbers]);
+                        harmless::call(harmless::CALLS[(round * TIMES + i) as usize % numbers]);
                     }
                     // Long enough for its rows to be taken back, if passes are far apart.
                     thread::sleep(Duration::from_millis(20));
@@ -184,23 +135,20 @@ fn count(private_rows: Option<u32>, mode: ReadMode, numbers: usize, apart: u64) 
         worker.join().expect("the worker only makes system calls");
     }
     meter.finish()?;
-    for nr in &CALLS[..numbers] {
+    for nr in &harmless::CALLS[..numbers] {
         let (seen, expected) = (meter.counted(*nr), 2 * ROUNDS * TIMES / numbers as u64);
         ensure!(seen == expected, "{seen} calls of number {nr} instead of {expected}");
     }
     Ok(meter)
 }
 
-/// Of an agent that was just started, so without private rows.
 fn the_plan_is_what_the_kernel_charges() -> Outcome {
     let plan = Plan::new(possible_cpus(), &Wishes { budget: 64 << 20, ..Wishes::default() })?;
     let mut kernel = load(plan)?;
     Drain::open(&mut kernel, 1, ReadMode::Auto)?;
     let charged: Option<u64> = kernel.map_sizes().iter().map(|map| map.memory_bytes).sum();
     let charged = charged.context("the kernel does not tell what its maps take")?;
-    let private = Plan { private_syscall_rows: 0, private_slot_rows: 0, ..plan };
-    let queues = 4 * u64::from(plan.private_syscall_rows + plan.private_slot_rows);
-    let planned = private.bytes_at_start() + queues;
+    let planned = plan.bytes_at_start();
     println!("planned {planned} bytes, charged {charged}");
     ensure!(charged.abs_diff(planned) < planned / 50, "planned {planned} bytes, charged {charged}");
     Ok(())
@@ -253,7 +201,7 @@ fn private_rows_are_taken_back_and_given_again() -> Outcome {
     let meter = thread::scope(|scope| {
         scope.spawn(|| {
             while !is_done.load(Ordering::Relaxed) {
-                call(CALLS[39]);
+                harmless::call(harmless::CALLS[39]);
                 thread::sleep(Duration::from_millis(1));
             }
         });

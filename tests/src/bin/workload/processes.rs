@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use kernmeter_tests::harmless;
 
 use crate::{Args, calls, say, waits};
 
@@ -112,19 +113,21 @@ pub fn reap(pid: libc::pid_t) -> Result<()> {
     Ok(())
 }
 
-/// `--root DIR --count N --calls N [--prefix NAME] [--suffix NAME]`: N cgroups one after the other, each with one process that makes so
-/// many `getppid` and ends, whereupon the cgroup is removed. Says how long the longest of them lived.
+/// `--root DIR --count N --calls N [--names N] [--pause-us N] [--prefix NAME] [--suffix NAME]`: N cgroups one after the other,
+/// each with one process that makes so many `getppid`, then one call each of so many names, and ends, whereupon the cgroup is
+/// removed; and a pause. Says how long the longest of them lived.
 pub fn swarm(args: &Args) -> Result<()> {
     let root = Path::new(args.text("root").context("--root")?);
     let prefix = args.text("prefix").unwrap_or("swarm");
     let suffix = args.text("suffix").unwrap_or_default();
     let (count, times) = (args.number("count", 1)?, args.number("calls", 1)?);
+    let (names, pause) = (args.number("names", 0)?, args.number("pause-us", 0)?);
     let mut longest = Duration::ZERO;
     for n in 0..count {
         let dir = root.join(format!("{prefix}-{n}{suffix}"));
         let begin = Instant::now();
         fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
-        let outcome = File::open(&dir).map_err(Into::into).and_then(|d| one(&d, times));
+        let outcome = File::open(&dir).map_err(Into::into).and_then(|d| one(&d, times, names));
         while let Err(e) = fs::remove_dir(&dir) {
             if e.raw_os_error() != Some(libc::EBUSY) || begin.elapsed() > Duration::from_secs(5) {
                 bail!("remove {}: {e}", dir.display());
@@ -132,13 +135,16 @@ pub fn swarm(args: &Args) -> Result<()> {
         }
         outcome?;
         longest = longest.max(begin.elapsed());
+        if pause > 0 {
+            waits::nanosleep(pause * 1000);
+        }
     }
     say(&format!("longest_us={}", longest.as_micros()));
     Ok(())
 }
 
-/// One process in the cgroup.
-fn one(cgroup: &File, times: u64) -> Result<()> {
+/// One process in the cgroup: calls of one name so many times, then one each of so many names.
+fn one(cgroup: &File, times: u64, names: u64) -> Result<()> {
     // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup
     let mut clone = [0u64; 11];
     clone[0] = 0x2_0000_0000; // CLONE_INTO_CGROUP
@@ -148,6 +154,7 @@ fn one(cgroup: &File, times: u64) -> Result<()> {
     let pid = unsafe { libc::syscall(libc::SYS_clone3, clone.as_ptr(), size_of_val(&clone)) };
     if pid == 0 {
         calls::getppid(times);
+        harmless::CALLS.iter().take(names as usize).for_each(|nr| harmless::call(*nr));
         // SAFETY: ends the child without running what belongs to the parent.
         unsafe { libc::_exit(0) };
     }
