@@ -25,7 +25,17 @@ pub fn since_last(now: u64) -> u64 {
 pub fn forget(cpu: u32) {
     if let Some(since) = CPU_SINCE.get_ptr_mut(cpu) {
         // SAFETY: a live map value that nobody else writes now.
-        unsafe { (*since).ns = 0 };
+        unsafe { ((*since).ns, (*since).is_idle) = (0, 0) };
+    }
+}
+
+/// Says whether this CPU idles from now on. The last that a switch does: whoever reads it as idle finds in the rows all that
+/// the CPU counted, as x86-64 shows stores in their order.
+#[inline(always)]
+pub fn set_idle(is_idle: bool) {
+    if let Some(since) = CPU_SINCE.get_ptr_mut(kernel::cpu()) {
+        // SAFETY: a live map value, written by its CPU alone while that is online, with interrupts off.
+        unsafe { core::ptr::write_volatile(&raw mut (*since).is_idle, is_idle.into()) };
     }
 }
 

@@ -7,17 +7,9 @@ use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CgroupRef, Holdings, Losses, LowWater, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS,
+    CgroupRef, CpuSince, Holdings, Losses, LowWater, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS,
     SlotInfo, SlotRow, SyscallRow, Totals,
 };
-
-/// An entry of [`CPU_SINCE`], as large as a cache line: each CPU writes its own at every switch.
-#[repr(C)]
-pub struct CpuSince {
-    /// `CLOCK_MONOTONIC` nanoseconds; 0 if the CPU was not accounted since it came.
-    pub ns: u64,
-    _apart: [u64; 7],
-}
 
 /// Rows as the kernel is told of them. From 5.15 to 6.2 it takes no chunk whose type of values it knows as a struct for one of a
 /// chunk that was made without types, as the agent makes them: `bpf_map_meta_equal` compares where it looked for timers.
@@ -106,10 +98,10 @@ pub static TOTALS: Array<Totals, 1, MMAPABLE> = Array::new();
 /// `[cpu]` -> what was lost, by reason.
 #[btf_map]
 pub static LOSSES: Array<Losses, 1, MMAPABLE> = Array::new();
-/// `[cpu]` -> when the task (or the idle task) now on the CPU was last accounted. Not a per-CPU array: another CPU clears the
-/// entry of one that was offline.
+/// `[cpu]` -> since when its task is not accounted, and whether it idles. Not a per-CPU array: the agent reads it as memory, and
+/// another CPU clears the entry of one that was offline.
 #[btf_map]
-pub static CPU_SINCE: Array<CpuSince, 1> = Array::new();
+pub static CPU_SINCE: Array<CpuSince, 1, MMAPABLE> = Array::new();
 /// Room to read a name into: too large for the stack.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<SlotInfo, 1> = PerCpuArray::new();

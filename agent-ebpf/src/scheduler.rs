@@ -18,15 +18,21 @@ pub fn sched_switch(ctx: BtfTracePointContext) {
     let prev = Task(ctx.arg(1));
     // The fourth argument must not be read where it is not passed.
     let prev_state = if kernel::has_prev_state() { ctx.arg::<u64>(3) as u32 } else { prev.state() };
+    // Before anything is counted: while that is on its way, nobody must take the CPU for idle.
+    if prev.pid() == 0 {
+        flush::set_idle(false);
+    }
     let now = leave(prev, ctx.arg(0), prev_state);
     let next = Task(ctx.arg(2));
-    if next.pid() != 0 {
+    if next.pid() == 0 {
+        flush::set_idle(true);
+    } else {
         switch_in(next, now);
     }
 }
 
 /// As [`sched_switch`], where the kernel has no BTF tracepoints: CPU time and switches of the task that leaves. The task
-/// that comes is a plain address here, so waits and block times cannot be told.
+/// that comes is a plain address here, so waits and block times cannot be told, nor whether the CPU idles.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn raw_switch(ctx: RawTracePointContext) {
     let prev = task::current();

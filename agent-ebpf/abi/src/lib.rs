@@ -208,6 +208,17 @@ pub struct SlotInfo {
 }
 const _: () = assert!(size_of::<SlotInfo>() == 312);
 
+/// What each CPU says of itself (`CPU_SINCE`), as large as a cache line: it writes that at every switch.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct CpuSince {
+    /// When the task (or the idle task) now on the CPU was last accounted, nanoseconds of `CLOCK_MONOTONIC`; 0 if the CPU was not
+    /// accounted since it came. Writers: `sched_switch` and `flush_cpu` of the CPU, `cpuhp_exit` before it is online.
+    pub ns: u64,
+    /// Not 0 while it idles, and everything that it counted before is in its row. Writers: `sched_switch` of the CPU, `cpuhp_exit`.
+    pub is_idle: u64,
+}
+
 /// What is shared among accounts; index into [`Holdings`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {

@@ -11,12 +11,13 @@ use accounts::Accounts;
 pub use batch::{Batch, Birth, Delta, Deltas, Subject};
 use kernmeter_abi::{
     CgroupRef, FIRST_SLOT, Holdings, LOSSES, Resource, SLOT_HOST, SLOT_OVERFLOW, SlotInfo, SlotRow, TOTALS,
-    slot_state,
+    Total, slot_state,
 };
 pub use rows::Additions;
 use tables::Tables;
 
 use crate::config::ReadMode;
+use crate::kernel::cpus::Cpus;
 use crate::kernel::maps::{MapAccessError, PerCpuCounters};
 use crate::kernel::region::Region;
 use crate::kernel::size::Plan;
@@ -65,6 +66,9 @@ pub struct Drain {
     tables: Tables,
     accounts: Accounts,
     totals: PerCpuCounters<TOTALS>,
+    cpus: Cpus,
+    /// The most that was told of idle time.
+    idle_ns: u64,
     losses: PerCpuCounters<LOSSES>,
     lives: Vec<Life>,
     pass: u64,
@@ -95,6 +99,8 @@ impl Drain {
             tables: Tables::open(kernel, mode)?,
             accounts,
             totals: PerCpuCounters::open(kernel, "TOTALS", mode)?,
+            cpus: Cpus::open(kernel, mode)?,
+            idle_ns: 0,
             losses: PerCpuCounters::open(kernel, "LOSSES", mode)?,
             lives,
             pass: 0,
@@ -280,26 +286,35 @@ impl Drain {
         batch.taken_ns = now_ns;
         // Before the flush: its interrupts make sure that whatever these totals hold has reached its row, but for system
         // calls in the middle of their hook, at most one a CPU.
-        batch.totals_before = self.totals()?;
-        kernel.flush();
+        batch.totals_before = self.totals(kernel, now_ns)?;
+        kernel.flush(|cpu| self.cpus.idle_since(cpu).is_some());
         self.refresh()?;
         self.root_slots_at_last_pass = self.accounts.root_slots();
         self.read_slots(batch);
         let lives = &self.lives;
         self.tables.discover(now_ns, |slot| lives.get(slot as usize).is_some_and(|life| *life != Life::Free));
         self.tables.read(now_ns, &mut batch.rows);
-        batch.totals_after = self.totals()?;
+        batch.totals_after = self.totals(kernel, now_ns)?;
         batch.losses = self.losses.sum()?;
         self.tables.reclaim(kernel, self.pass, now_ns)?;
         self.recycle(kernel, batch)
     }
 
-    /// The independent totals now, summed over CPUs.
+    /// The independent totals now, summed over CPUs; with the time that CPUs idle at `now_ns`, `CLOCK_MONOTONIC` nanoseconds.
     ///
     /// # Errors
     /// The kernel refused access to a map.
-    pub fn totals(&mut self) -> Result<[u64; TOTALS], MapAccessError> {
-        self.totals.sum()
+    pub fn totals(&mut self, kernel: &Kernel, now_ns: u64) -> Result<[u64; TOTALS], MapAccessError> {
+        let mut totals = self.totals.sum()?;
+        let idle_ns = &mut totals[Total::IdleNs as usize];
+        // After the totals: what of a CPU is in them is not added again. One that wakes in between is a little behind.
+        if kernel.is_attached() {
+            self.cpus.refresh()?;
+            *idle_ns += self.cpus.idle_ns(now_ns);
+        }
+        self.idle_ns = self.idle_ns.max(*idle_ns);
+        *idle_ns = self.idle_ns;
+        Ok(totals)
     }
 
     /// Brings what is copied rather than mapped up to date.

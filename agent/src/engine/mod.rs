@@ -177,11 +177,11 @@ impl Engine {
         self.pass()?;
         self.audit.close();
         self.kernel.detach();
-        let mut last = self.drain.totals()?;
+        let mut last = self.drain.totals(&self.kernel, 0)?;
         let mut quiet = 0;
         for _ in 0..SETTLE_LOOKS {
             std::thread::sleep(SETTLE);
-            let now = self.drain.totals()?;
+            let now = self.drain.totals(&self.kernel, 0)?;
             quiet = if now == last { quiet + 1 } else { 0 };
             last = now;
             if quiet == 2 {

@@ -8,6 +8,7 @@ use aya::{Btf, Ebpf, EbpfLoader, TestRun as _};
 use aya_log::EbpfLogger;
 
 pub mod chunks;
+pub mod cpus;
 mod edit;
 pub mod event;
 pub mod hook;
@@ -174,20 +175,28 @@ impl Kernel {
         Ok(())
     }
 
-    /// Accounts the running task of each CPU up to now. CPUs that are offline or vanish are skipped: they run nothing. Does
-    /// nothing while nothing is attached: without switches nobody knows since when a task has been running.
-    pub fn flush(&mut self) {
-        if !self.can_flush || self.links.is_empty() {
-            return;
+    /// Accounts the running task of each CPU up to now, but of those that are said to idle: an interrupt would wake them. CPUs
+    /// that are offline or vanish are skipped: they run nothing. Does nothing while nothing is attached: without switches nobody
+    /// knows since when a task has been running. Returns how many CPUs it interrupted.
+    pub fn flush(&mut self, is_idle: impl Fn(u32) -> bool) -> usize {
+        if !self.can_flush || !self.is_attached() {
+            return 0;
         }
-        let Ok(flush) = program::<RawTracePoint>(&mut self.ebpf, FLUSH) else { return };
-        for cpu in online_cpus() {
+        let Ok(flush) = program::<RawTracePoint>(&mut self.ebpf, FLUSH) else { return 0 };
+        let cpus: Vec<u32> = online_cpus().into_iter().filter(|cpu| !is_idle(*cpu)).collect();
+        for &cpu in &cpus {
             let options = RawTracePointRunOptions { cpu: Some(cpu), ..RawTracePointRunOptions::new() };
             if let Err(error) = flush.test_run(options) {
                 let reason = Rejection::of(&error);
                 tracing::debug!(cpu, %reason, "cannot account the running task of a cpu");
             }
         }
+        cpus.len()
+    }
+
+    /// Whether programs are attached.
+    pub fn is_attached(&self) -> bool {
+        !self.links.is_empty()
     }
 
     /// Detaches every program. Programs that are running finish; none starts any more.

@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use kernmeter::btf::Btf;
 use kernmeter::catalog;
 use kernmeter::config::{AttachMode, ReadMode};
 use kernmeter::drain::{Batch, Delta, Drain, Subject};
-use kernmeter::host::{BTF_PATH, possible_cpus};
+use kernmeter::host::{BTF_PATH, online_cpus, possible_cpus};
+use kernmeter::kernel::cpus::Cpus;
 use kernmeter::kernel::size::{Plan, Wishes};
 use kernmeter::kernel::{Kernel, offsets};
+use kernmeter::lifecycle::monotonic_ns;
 use kernmeter_abi::{SlotRow, SyscallRow, Total, syscall_key};
 use kernmeter_tests::{Outcome, harmless, skip, trials};
 
@@ -25,6 +27,7 @@ trials![
     private_rows_run_out,
     private_rows_are_taken_back_and_given_again,
     the_plan_is_what_the_kernel_charges,
+    idle_cpus_are_left_alone,
 ];
 
 const SECOND: u64 = 1_000_000_000;
@@ -152,6 +155,37 @@ fn the_plan_is_what_the_kernel_charges() -> Outcome {
     println!("planned {planned} bytes, charged {charged}");
     ensure!(charged.abs_diff(planned) < planned / 50, "planned {planned} bytes, charged {charged}");
     Ok(())
+}
+
+/// A CPU that idles is not interrupted for a pass, one that runs a task is, and idle time goes on all the same.
+fn idle_cpus_are_left_alone() -> Outcome {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let cpus = online_cpus();
+    if cpus.len() < 2 {
+        skip!("the only CPU runs the test");
+    }
+    let mut meter = Meter::start(None, ReadMode::Auto)?;
+    let idle = Cpus::open(&meter.kernel, ReadMode::Auto)?;
+    let begun = Instant::now();
+    let interrupted = loop {
+        // Long enough for everything that was just attached to come to rest.
+        thread::sleep(Duration::from_millis(50));
+        let interrupted = meter.kernel.flush(|cpu| idle.idle_since(cpu).is_some());
+        if interrupted < cpus.len() {
+            break interrupted;
+        }
+        ensure!(begun.elapsed() < PATIENCE, "all of {cpus:?} were interrupted, for {PATIENCE:?}");
+    };
+    ensure!(interrupted > 0, "nor was the CPU that did it");
+    let told = |meter: &mut Meter| -> anyhow::Result<u64> {
+        Ok(meter.drain.totals(&meter.kernel, monotonic_ns())?[Total::IdleNs as usize])
+    };
+    let (begun, before) = (Instant::now(), told(&mut meter)?);
+    thread::sleep(Duration::from_millis(500));
+    let (after, elapsed) = (told(&mut meter)?, begun.elapsed());
+    let idled = Duration::from_nanos(after - before);
+    ensure!(idled <= elapsed * cpus.len() as u32, "{idled:?} of {elapsed:?} on {cpus:?}");
+    meter.finish()
 }
 
 /// Loads the programs, for maps of these sizes.
