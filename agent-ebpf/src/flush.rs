@@ -75,14 +75,19 @@ struct TaskIteration {
     task: *mut aya_ebpf::bindings::task_struct,
 }
 
-/// Sets up the state of each task that is older than the agent. Run once at start by reading a task iterator.
+/// Sets up the state of each task that has none, as it is older than the agent, and takes tasks off slots that are overdue. Run at
+/// start, and where there are such slots, by reading a task iterator.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn adopt_task(ctx: *mut c_void) -> i32 {
     // SAFETY: the kernel passes a `bpf_iter__task`.
     let task = unsafe { (*ctx.cast::<TaskIteration>()).task };
-    if !task.is_null() && !task::adopt(Task(task)) {
+    if task.is_null() {
+        return 0;
+    }
+    if !task::adopt(Task(task)) {
         row::lose(Loss::TaskStateFailed);
     }
+    task::take_off_overdue(Task(task));
     0
 }

@@ -7,8 +7,8 @@ use aya_ebpf::macros::btf_map;
 use kernmeter_abi::task::TaskState;
 use kernmeter_abi::ways::WAYS;
 use kernmeter_abi::{
-    CgroupRef, CpuSince, Holdings, Losses, LowWater, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK, SYSCALL_CHUNKS,
-    SlotInfo, SlotRow, SyscallRow, Totals,
+    CgroupRef, CpuSince, Holdings, Losses, LowWater, PrivateLeft, SLOT_CHUNK, SLOT_CHUNKS, SYSCALL_CHUNK,
+    SYSCALL_CHUNKS, SlotInfo, SlotRow, SyscallRow, Totals,
 };
 
 /// Rows as the kernel is told of them. From 5.15 to 6.2 it takes no chunk whose type of values it knows as a struct for one of a

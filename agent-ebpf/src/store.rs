@@ -1,8 +1,8 @@
 //! In: a task; out: where its state is kept: in the task's own storage, or in a table by its address. Knows no slots.
 #[cfg(not(feature = "task_table"))]
-pub use storage::{create, current, end, find, left_behind, origin};
+pub use storage::{create, current, end, exchange_slot, find, left_behind, origin, take_off};
 #[cfg(feature = "task_table")]
-pub use table::{create, current, end, find, left_behind, origin};
+pub use table::{create, current, end, exchange_slot, find, left_behind, origin, take_off};
 
 /// States in task storage, and tasks as BTF pointers.
 #[cfg(not(feature = "task_table"))]
@@ -11,7 +11,7 @@ mod storage {
     use aya_ebpf::helpers::generated::{
         bpf_get_current_task_btf, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_task_storage_get,
     };
-    use kernmeter_abi::task::TaskState;
+    use kernmeter_abi::task::{ROW_NONE, ROW_OVERFLOW, TaskState};
 
     use crate::kernel::Task;
     use crate::maps::TASKS;
@@ -58,6 +58,37 @@ mod storage {
         // Refused if another CPU adds one at this moment: then that one is there now.
         let Some(found) = added.or_else(|| get(task, core::ptr::null(), 0)) else { return (false, None) };
         (found.origin == state.origin, (found.flags & TaskState::BOUND != 0).then_some(found))
+    }
+
+    /// Exchanges the slot that a task is bound to; returns the one before. Of those who do so at the same time each gets another.
+    #[inline(always)]
+    pub fn exchange_slot(state: &mut TaskState, slot: u32) -> u32 {
+        // SAFETY: an aligned field of a map value.
+        unsafe {
+            core::intrinsics::atomic_xchg::<u32, { core::intrinsics::AtomicOrdering::SeqCst }>(
+                &raw mut state.slot,
+                slot,
+            )
+        }
+    }
+
+    /// Writes a new value where the old one still is; whether it was.
+    #[inline(always)]
+    fn replace(field: &mut u32, old: u32, new: u32) -> bool {
+        use core::intrinsics::AtomicOrdering::SeqCst;
+        // SAFETY: an aligned field of a map value.
+        unsafe { core::intrinsics::atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(field, old, new).1 }
+    }
+
+    /// Binds a task that is in a call to another slot, where the call has no row. False if it has left the old one by itself.
+    #[inline(always)]
+    pub fn take_off(state: &mut TaskState, old: u32, new: u32) -> bool {
+        // The row first: it goes with the slot.
+        let row = state.row;
+        if row != ROW_NONE {
+            replace(&mut state.row, row, ROW_OVERFLOW);
+        }
+        replace(&mut state.slot, old, new)
     }
 
     /// Ends a state: nobody finds it any more. The kernel frees it with the task. True for one caller.
@@ -116,6 +147,18 @@ mod table {
     pub fn create<'a>(task: Task, state: &TaskState) -> (bool, Option<&'a mut TaskState>) {
         let added = TASKS.insert(task.0 as u64, state, NOEXIST).is_ok();
         (added, find(task))
+    }
+
+    /// Changes the slot that a task is bound to; returns the one before.
+    #[inline(always)]
+    pub fn exchange_slot(state: &mut TaskState, slot: u32) -> u32 {
+        core::mem::replace(&mut state.slot, slot)
+    }
+
+    /// Nothing: these kernels have no instruction for it.
+    #[inline(always)]
+    pub fn take_off(_: &mut TaskState, _: u32, _: u32) -> bool {
+        false
     }
 
     /// Removes a task's entry. True for one caller.

@@ -15,13 +15,14 @@
 //!   least one of them sees the other's, and [`store::end`] lets exactly one of them end it.
 //! - Where a new task has a state before its hook comes by, that of the iterator, the task had perhaps no cgroup yet: the hook
 //!   binds it anew.
-use kernmeter_abi::SLOT_OVERFLOW;
 use kernmeter_abi::task::{
     CALL_NONE, MOVED_NONE, MOVED_SETTLING, REMEMBERED_ROWS, ROW_NONE, ROW_OVERFLOW, RUNTIME_UNKNOWN,
     TaskState,
 };
+use kernmeter_abi::{SLOT_NONE, SLOT_OVERFLOW, slot_state};
 
 use crate::kernel::Task;
+use crate::maps::SLOTS;
 pub use crate::store::{current, find};
 use crate::{moves, row, slot, store};
 
@@ -103,9 +104,26 @@ pub fn create<'a>(task: Task) -> Option<&'a mut TaskState> {
 /// The task is gone for good. Its state is not to be used any more.
 #[inline(always)]
 pub fn release(state: &mut TaskState, task: Task) {
-    let slot = state.slot;
     if store::end(state, task) {
+        let slot = store::exchange_slot(state, SLOT_NONE);
         slot::move_task(Some(slot), None);
+    }
+}
+
+/// Takes a task off a slot that is overdue: it is in a call that it entered in a cgroup which was removed long ago. What becomes of
+/// the call is the slot's of the cgroup it is in now, without a name.
+#[inline(always)]
+pub fn take_off_overdue(task: Task) {
+    let Some(state) = find(task) else { return };
+    let slot = state.slot;
+    if SLOTS.get(slot).is_none_or(|info| info.state != slot_state::OVERDUE) {
+        return;
+    }
+    let found = slot::find(task.cgroup());
+    // Of its exit, its next call and this only one finds the old slot.
+    if store::take_off(state, slot, found.slot) {
+        slot::move_task(Some(slot), Some(found.slot));
+        state.borrows = found.is_borrowed.into();
     }
 }
 
@@ -227,8 +245,8 @@ pub fn rebind(state: &mut TaskState, task: Task) {
         let slot = found.slot;
         state.borrows = found.is_borrowed.into();
         if slot != state.slot {
-            slot::move_task(Some(state.slot), Some(slot));
-            state.slot = slot;
+            let before = store::exchange_slot(state, slot);
+            slot::move_task(Some(before), Some(slot));
             // The slot that was left, and its rows, may be given to others once no task is bound to it. A bound task keeps
             // both, so that what it remembers of its own slot stays true.
             state.rows = [0; REMEMBERED_ROWS];

@@ -23,6 +23,8 @@ pub const SLOT_HOST: u32 = 0;
 pub const SLOT_OVERFLOW: u32 = 1;
 /// First slot that is handed to a cgroup.
 pub const FIRST_SLOT: u32 = 2;
+/// No slot: that of a task that has ended.
+pub const SLOT_NONE: u32 = u32::MAX;
 /// Slots are packed into 16 bits of a row key.
 pub const MAX_SLOTS: u32 = 1 << 16;
 
@@ -176,6 +178,8 @@ pub mod slot_state {
     pub const LIVE: u32 = 1;
     /// Its cgroup was removed; its counts wait for the last drain.
     pub const DEAD: u32 = 2;
+    /// The same, long ago: tasks that are still bound to it are to be taken off it.
+    pub const OVERDUE: u32 = 3;
 }
 
 /// What a slot stands for. Written by `cgroup_mkdir`/`cgroup_rmdir` (or by the agent's start-up scan) while the slot is

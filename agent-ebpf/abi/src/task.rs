@@ -24,8 +24,8 @@ pub const MOVED_SETTLING: u64 = u64::MAX;
 /// What the programs remember of a task. Found by nobody before every field is set.
 ///
 /// Written by the task itself and by `sched_switch` while it is not running, except `wake_ns`, which the waker writes
-/// under the run-queue lock, `moved_runtime_ns`, which the mover writes, and `runtime_ns` and `payer`, which `flush_cpu` writes
-/// too, on the task's CPU.
+/// under the run-queue lock, `moved_runtime_ns`, which the mover writes, `runtime_ns` and `payer`, which `flush_cpu` writes
+/// too, on the task's CPU, and `slot` and `row`, which the iterator exchanges for tasks in a call of an overdue slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TaskState {

@@ -23,6 +23,10 @@ use crate::kernel::region::Region;
 use crate::kernel::size::Plan;
 use crate::kernel::{Kernel, LoadError, Queue};
 
+/// Tasks that hold a slot so long after its cgroup was removed are taken off it. All tasks are looked at for that: at most as
+/// often.
+const OVERDUE_NS: u64 = 30_000_000_000;
+
 /// What we know of a slot's life. Each step to the right takes at least a pass, so that counts made while one pass ran are
 /// read by the next before anything is cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,8 @@ pub struct Drain {
     lives: Vec<Life>,
     pass: u64,
     root_slots_at_last_pass: u64,
+    /// When tasks were last taken off slots.
+    taken_off_ns: u64,
 }
 
 impl Drain {
@@ -105,6 +111,7 @@ impl Drain {
             lives,
             pass: 0,
             root_slots_at_last_pass: 0,
+            taken_off_ns: 0,
         };
         drain.grow(kernel)?;
         // Rows of what has no workload are on an account of their own.
@@ -212,10 +219,14 @@ impl Drain {
         if self.lives.get(slot as usize) != Some(&Life::Live) || slot < FIRST_SLOT {
             return Ok(());
         }
+        self.set_state(slot, slot_state::DEAD)
+    }
+
+    fn set_state(&mut self, slot: u32, state: u32) -> Result<(), MapAccessError> {
         let mut info: Vec<u64> =
             (0..size_of::<SlotInfo>() / 8).map(|word| self.infos.load(slot, 8 * word)).collect();
         let word = &mut info[offset_of!(SlotInfo, state) / 8];
-        *word = *word & !0xffff_ffff | u64::from(slot_state::DEAD);
+        *word = *word & !0xffff_ffff | u64::from(state);
         self.infos.store(slot, &info).map_err(MapAccessError::of("SLOTS"))
     }
 
@@ -297,7 +308,32 @@ impl Drain {
         batch.totals_after = self.totals(kernel, now_ns)?;
         batch.losses = self.losses.sum()?;
         self.tables.reclaim(kernel, self.pass, now_ns)?;
-        self.recycle(kernel, batch)
+        self.recycle(kernel, batch)?;
+        self.take_off_overdue(kernel, now_ns)
+    }
+
+    /// Has tasks taken off slots whose cgroup was removed long ago: a task may stay in a call that it entered there for as long as
+    /// it likes, and would hold the slot.
+    fn take_off_overdue(&mut self, kernel: &mut Kernel, now_ns: u64) -> Result<(), MapAccessError> {
+        if now_ns.saturating_sub(self.taken_off_ns) < OVERDUE_NS {
+            return Ok(());
+        }
+        let mut is_any = false;
+        for slot in FIRST_SLOT..self.plan.slots {
+            let removed_ns = self.infos.load(slot, offset_of!(SlotInfo, removed_ns));
+            let is_held = matches!(self.lives[slot as usize], Life::Dead(_)) && self.tasks(slot) > 0;
+            if is_held && now_ns.saturating_sub(removed_ns) >= OVERDUE_NS {
+                self.set_state(slot, slot_state::OVERDUE)?;
+                is_any = true;
+            }
+        }
+        if is_any {
+            self.taken_off_ns = now_ns;
+            if let Err(reason) = kernel.visit_tasks() {
+                tracing::debug!(%reason, "tasks in a call hold the slots of cgroups that are gone");
+            }
+        }
+        Ok(())
     }
 
     /// The independent totals now, summed over CPUs; with the time that CPUs idle at `now_ns`, `CLOCK_MONOTONIC` nanoseconds.

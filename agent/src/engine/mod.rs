@@ -112,7 +112,7 @@ impl Engine {
             audit: Audit::new(plan.slots, possible_cpus(), has_tickless_cpus()),
             identifier,
             hierarchy,
-            reconciled_ns: 0,
+            reconciled_ns: monotonic_ns(),
             reconcile_took: Duration::ZERO,
             all_served: true,
             slots_refused: [0; 2],

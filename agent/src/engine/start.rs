@@ -149,7 +149,7 @@ pub(super) fn attach(
         adopt(&walk, kernel, drain)?;
     }
     attach(kernel, Stage::Tasks);
-    if let Err(reason) = kernel.adopt_tasks() {
+    if let Err(reason) = kernel.visit_tasks() {
         tracing::info!(%reason, "tasks older than the agent are met when they next return from a system call");
     }
     attach(kernel, Stage::Events);

@@ -43,7 +43,7 @@ pub fn object(task_storage: bool) -> &'static [u8] {
 
 /// Program that accounts the running task of a CPU; run by the agent, never attached.
 const FLUSH: &str = "flush_cpu";
-/// Program that sets up the state of existing tasks.
+/// Program that sets up the state of existing tasks, and takes them off slots.
 const ADOPT: &str = "adopt_task";
 
 /// Why nothing could be loaded.
@@ -163,11 +163,13 @@ impl Kernel {
         &self.plan
     }
 
-    /// Sets up the state of each task there is.
+    /// Sets up the state of each task that has none, and takes tasks off slots that are overdue. Of those that the agent's pid
+    /// namespace shows.
     ///
     /// # Errors
-    /// The kernel has no task iterator, or refused it; such tasks are then met when they first make a system call.
-    pub fn adopt_tasks(&mut self) -> Result<(), Rejection> {
+    /// The kernel has no task iterator, or refused it: tasks are then met when they first make a system call, and leave a slot when
+    /// their call ends.
+    pub fn visit_tasks(&mut self) -> Result<(), Rejection> {
         let Ok(adopt) = program::<Iter>(&mut self.ebpf, ADOPT) else { return Ok(()) };
         let link = adopt.attach().and_then(|id| adopt.take_link(id))?;
         let mut file = link.into_file().map_err(|error| Rejection::of(&error))?;
