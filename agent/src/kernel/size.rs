@@ -300,6 +300,8 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use kernmeter_abi::ways::{self, Step};
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -345,6 +347,75 @@ mod tests {
             assert!(plan.sets.is_power_of_two() && plan.errno_shards.is_power_of_two(), "{told}");
             assert!(plan.slots >= 64, "{told}");
         }
+    }
+
+    /// A model of the CPUs' sets: see `agent-ebpf/src/private.rs`.
+    struct Sets {
+        words: Vec<[u64; WAYS]>,
+        mask: u32,
+        /// Private rows that are left: of system calls, of slots.
+        left: [u32; 2],
+    }
+
+    impl Sets {
+        /// One addition by a CPU; whether it was plain.
+        fn add(&mut self, cpu: u32, key: u32) -> bool {
+            let set = &mut self.words[(cpu * (self.mask + 1) + ways::set_of(key, self.mask)) as usize];
+            if set.iter().any(|word| ways::row_in(*word, key).is_some()) {
+                return true;
+            }
+            match ways::step(|place| set[place], key) {
+                Step::Nothing => {}
+                Step::Write(place, word) => set[place] = word,
+                Step::Claim(place) => {
+                    let left = &mut self.left[usize::from(ways::slot_of(key).is_some())];
+                    if *left > 0 {
+                        *left -= 1;
+                        set[place] = ways::naming(key, 0);
+                    }
+                }
+            }
+            false
+        }
+    }
+
+    /// 100 containers with 20 system calls each, all of which run on each of 16 CPUs.
+    #[test]
+    fn what_a_busy_host_adds_to_is_private() {
+        const CPUS: u32 = 16;
+        const CONTAINERS: u64 = 100;
+        const CALLS: u64 = 20;
+        const EVENTS: u64 = 4_000_000;
+        let plan = on(CPUS, 64 * MIB);
+        let mut sets = Sets {
+            words: vec![[0; WAYS]; (CPUS * plan.sets) as usize],
+            mask: plan.sets - 1,
+            left: [plan.private_syscall_rows, plan.private_slot_rows],
+        };
+        let mut random = 1u64;
+        let mut next = |below: u64| {
+            // Knuth's linear congruential generator of MMIX; its high bits.
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % below
+        };
+        let (mut plain, mut all) = (0, 0);
+        for event in 0..EVENTS {
+            let (cpu, container) = (next(CPUS.into()) as u32, next(CONTAINERS));
+            // Every tenth event is a switch.
+            let key = if event % 10 == 0 {
+                ways::key_of_slot(container as u32)
+            } else {
+                (container * CALLS + next(CALLS)) as u32
+            };
+            let is_plain = sets.add(cpu, key);
+            // A row is shared until it proves to be worth a private one.
+            if event >= EVENTS / 2 {
+                plain += u64::from(is_plain);
+                all += 1;
+            }
+        }
+        println!("{plain} of {all} additions are plain; private rows left: {:?}", sets.left);
+        assert!(plain * 100 >= all * 99, "{plain} of {all}");
     }
 
     #[test]
