@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -65,6 +66,18 @@ impl Cgroup {
     pub fn enter(&self, pid: i32) -> Result<()> {
         fs::write(self.dir.join("cgroup.procs"), pid.to_string())
             .with_context(|| format!("move {pid} into {}", self.path))
+    }
+
+    /// Lets a user do below it what he likes, as a service with `Delegate=yes` may.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delegate(&self, user: u32) -> Result<()> {
+        for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+            let path = self.dir.join(file);
+            chown(&path, Some(user), Some(user)).with_context(|| format!("give away {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Seconds that the tasks of the cgroup, and of those below it, have run: `usage_usec` of its `cpu.stat`.

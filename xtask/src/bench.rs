@@ -15,7 +15,7 @@ const PACKAGE: &str = "kernmeter-bench";
 pub struct Arguments {
     /// What to measure [default: all; with --against: call, switch and ring]
     names: Vec<Name>,
-    /// Fewer turns and sizes: about two minutes instead of ten
+    /// Fewer turns and sizes: about four minutes instead of twenty
     #[arg(long)]
     quick: bool,
     /// Measure another agent in the same run, in turns with the one just built, and print the ratio
@@ -31,6 +31,10 @@ enum Name {
     Switch,
     /// What is added to a system call on both CPUs at once, with private rows and with shared ones
     Sharing,
+    /// What the agent itself uses while an ordinary user attacks it
+    Attacks,
+    /// A pass over 100 active cgroups, alone and beside 10,000 idle ones
+    Idle,
     /// The same as `switch`, through 1,000 cgroups in turn
     Ring,
     /// The agent's own CPU time, memory and scrapes, with 10 to 3,000 cgroups

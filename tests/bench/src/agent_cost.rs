@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kernmeter_tests::{Agent, Scrape, Settings, http};
+use kernmeter_tests::{Agent, Hierarchy, Scrape, Settings, Workload, http};
 
 use crate::pinned::Pinned;
 use crate::spread::Spread;
@@ -62,6 +62,46 @@ pub fn run(
     Ok(())
 }
 
+/// Prints what passes take while every process of the ring is active, beside so many cgroups that were and are not any more.
+pub fn beside_idle(
+    worker: &mut Pinned,
+    subject: &Subject,
+    hierarchy: &Hierarchy,
+    settings: &Settings,
+    idle: u32,
+) -> Result<()> {
+    const PASSES: u32 = 15;
+    let agent = subject.start(&settings.clone().every_ms(1000))?;
+    let parent = hierarchy.tenant("idle")?;
+    let (root, count) = (parent.dir().to_string_lossy().into_owned(), idle.to_string());
+    if idle > 0 {
+        let start = hierarchy.tenant("start")?;
+        let args = ["swarm", "--root", &root, "--count", &count, "--calls", "1", "--names", "20", "--keep"];
+        Workload::run(&start, &args)?.0.finish()?;
+    }
+    worker.busy(1)?;
+    std::thread::sleep(Duration::from_millis(2500));
+    let (before, cpu) = (agent.scrape()?, cpu_seconds(&agent)?);
+    for _ in 0..PASSES {
+        worker.busy(1)?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let (after, cpu) = (agent.scrape()?, cpu_seconds(&agent)? - cpu);
+    let grown = |name: &str| after.sum(name, &[]) - before.sum(name, &[]);
+    let passes = grown("kernmeter_drain_duration_seconds_count");
+    println!(
+        "{}: 100 active cgroups beside {idle} idle ones ({} slots live): a pass takes {:.2} ms, {:.2} ms of CPU time with everything",
+        subject.name(),
+        after.sum("kernmeter_slots", &[("state", "live")]),
+        grown("kernmeter_drain_duration_seconds_sum") / passes * 1e3,
+        cpu / passes * 1e3
+    );
+    agent.stop()?;
+    let made = fs::read_dir(parent.dir())?.flatten().filter(|entry| entry.path().is_dir());
+    made.for_each(|entry| drop(fs::remove_dir(entry.path())));
+    Ok(())
+}
+
 /// More workloads than the memory budget has rows for: their calls are counted, without the system call's name.
 fn row_losses(scrape: &Scrape) -> f64 {
     let reasons = ["syscall_row_exhausted", "syscall_row_quota"];
@@ -101,7 +141,7 @@ fn scrapes(agent: &Agent) -> Result<()> {
 }
 
 /// CPU time of all threads of the agent.
-fn cpu_seconds(agent: &Agent) -> Result<f64> {
+pub fn cpu_seconds(agent: &Agent) -> Result<f64> {
     let mut ns = 0;
     for thread in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
         // A thread may end while we look.

@@ -6,6 +6,7 @@
 
 mod agent_cost;
 mod alone;
+mod attacks;
 mod encode;
 mod event_cost;
 mod lookup;

@@ -1,6 +1,7 @@
 //! In: which benchmarks, how long and against which other agent; out: each of them run, in a cgroup that is swept at the end.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kernmeter_tests::{Cgroup, Hierarchy, Settings, agent};
@@ -8,7 +9,7 @@ use kernmeter_tests::{Cgroup, Hierarchy, Settings, agent};
 use crate::event_cost::{self, Effort, Loops};
 use crate::pinned::Pinned;
 use crate::subject::Subject;
-use crate::{agent_cost, encode, lookup, pods, sharing, sweeper};
+use crate::{agent_cost, attacks, encode, lookup, pods, sharing, sweeper};
 
 /// What to run.
 pub struct Request {
@@ -25,6 +26,10 @@ enum Name {
     Switch,
     /// A system call on both CPUs at once.
     Sharing,
+    /// The agent's own CPU time while an ordinary user attacks it.
+    Attacks,
+    /// A pass, alone and beside idle cgroups.
+    Idle,
     /// The same as `switch`, and through a thousand cgroups in turn.
     Ring,
     /// The agent's own CPU time, memory and scrapes.
@@ -43,6 +48,8 @@ impl Name {
             "call" => Self::Call,
             "switch" => Self::Switch,
             "sharing" => Self::Sharing,
+            "attacks" => Self::Attacks,
+            "idle" => Self::Idle,
             "ring" => Self::Ring,
             "agent" => Self::Agent,
             "pods" => Self::Pods,
@@ -54,7 +61,10 @@ impl Name {
 
     /// Whether it runs agents, so that another one can be measured beside.
     fn runs_agents(self) -> bool {
-        matches!(self, Self::Call | Self::Switch | Self::Sharing | Self::Ring | Self::Agent)
+        matches!(
+            self,
+            Self::Call | Self::Switch | Self::Sharing | Self::Attacks | Self::Idle | Self::Ring | Self::Agent
+        )
     }
 }
 
@@ -75,7 +85,8 @@ impl Request {
                 _ => request.names.push(Name::parse(word)?),
             }
         }
-        let is_compared = |name: &Name| name.runs_agents() && *name != Name::Sharing;
+        let is_compared =
+            |name: &Name| name.runs_agents() && ![Name::Sharing, Name::Attacks, Name::Idle].contains(name);
         if request.against.is_some() && !request.names.iter().all(is_compared) {
             bail!("--against compares agents: `call`, `switch`, `ring` or `agent`");
         }
@@ -133,6 +144,22 @@ fn metering(request: &Request, hierarchy: &Hierarchy) -> Result<()> {
     }
     if request.asks(Name::Sharing) {
         subjects.iter().try_for_each(|subject| sharing::run(subject, &settings, effort))?;
+    }
+    if request.asks(Name::Attacks) {
+        let each = Duration::from_secs(if quick { 10 } else { 30 });
+        subjects.iter().try_for_each(|subject| attacks::run(subject, hierarchy, &settings, each))?;
+    }
+    if request.asks(Name::Idle) {
+        const ACTIVE: u32 = 100;
+        let settings = settings.clone().section("kernel: {slots: 16384, memory_budget: 256MiB}");
+        let idle = if quick { 3000 } else { 10_000 };
+        for more in [0, idle] {
+            let mut worker = start_worker()?;
+            let _cgroups = ring(hierarchy, &mut worker, ACTIVE)?;
+            for subject in &subjects {
+                agent_cost::beside_idle(&mut worker, subject, hierarchy, &settings, more)?;
+            }
+        }
     }
     if request.asks(Name::Ring) {
         let mut worker = start_worker()?;

@@ -1,6 +1,5 @@
 //! What one user does in a subtree of his own takes nothing from others: fault 37, at default sizes.
 
-use std::os::unix::fs::chown;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -28,15 +27,6 @@ const CALLS: u64 = 1000;
 const FAILED: u64 = 100;
 /// Workloads that are made while the attack lasts.
 const NEWCOMERS: u64 = 20;
-
-/// Lets the user do below a cgroup what he likes, as a service with `Delegate=yes` may.
-fn delegate(cgroup: &Cgroup) -> Outcome {
-    for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
-        let path = cgroup.dir().join(file);
-        chown(&path, Some(USER), Some(USER)).with_context(|| format!("give away {}", path.display()))?;
-    }
-    Ok(())
-}
 
 /// So many calls of several kinds in a cgroup, `times` times.
 fn work(cgroup: &Cgroup) -> Outcome {
@@ -81,10 +71,10 @@ fn attack(kind: &str, count: u64, below: &[&str], symptom: impl FnOnce(&Scrape) 
         path.push(path.last().context("a path")?.child(name)?);
     }
     let base = path.last().context("a path")?;
-    delegate(base)?;
+    base.delegate(USER)?;
     // A user's process is never in a cgroup that has others below it.
     let start = base.child("start")?;
-    delegate(&start)?;
+    start.delegate(USER)?;
     work(&victim)?;
 
     let root = base.dir().to_string_lossy().into_owned();
@@ -176,9 +166,9 @@ fn nobody_but_root_sets_the_pace() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&settings(&hierarchy).every_ms(INTERVAL.as_millis() as u32))?;
     let base = hierarchy.tenant("attacker")?;
-    delegate(&base)?;
+    base.delegate(USER)?;
     let start = base.child("start")?;
-    delegate(&start)?;
+    start.delegate(USER)?;
     let root = base.dir().to_string_lossy().into_owned();
     let mut attacker = Workload::spawn(&start, &["attack", "--kind", "churn", "--root", &root])?;
     attacker.go()?;

@@ -113,9 +113,9 @@ pub fn reap(pid: libc::pid_t) -> Result<()> {
     Ok(())
 }
 
-/// `--root DIR --count N --calls N [--names N] [--pause-us N] [--prefix NAME] [--suffix NAME]`: N cgroups one after the other,
+/// `--root DIR --count N --calls N [--names N] [--pause-us N] [--prefix NAME] [--suffix NAME] [--keep]`: N cgroups one after the other,
 /// each with one process that makes so many `getppid`, then one call each of so many names, and ends, whereupon the cgroup is
-/// removed; and a pause. Says how long the longest of them lived.
+/// removed (unless it is kept); and a pause. Says how long the longest of them lived.
 pub fn swarm(args: &Args) -> Result<()> {
     let root = Path::new(args.text("root").context("--root")?);
     let prefix = args.text("prefix").unwrap_or("swarm");
@@ -128,7 +128,9 @@ pub fn swarm(args: &Args) -> Result<()> {
         let begin = Instant::now();
         fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
         let outcome = File::open(&dir).map_err(Into::into).and_then(|d| one(&d, times, names));
-        while let Err(e) = fs::remove_dir(&dir) {
+        while !args.flag("keep")
+            && let Err(e) = fs::remove_dir(&dir)
+        {
             if e.raw_os_error() != Some(libc::EBUSY) || begin.elapsed() > Duration::from_secs(5) {
                 bail!("remove {}: {e}", dir.display());
             }
