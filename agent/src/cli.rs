@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::auth::AuthFiles;
-use crate::config::{Config, Log, LogFormat, LogLevel, values};
+use crate::config::{Config, Log, LogFormat, LogLevel, Mode, values};
 use crate::engine::Engine;
 use crate::run::{self, REVISION, VERSION};
 use crate::table::{Look, Sort, Table};
@@ -301,15 +301,23 @@ fn configure(common: &Common, mut config: Config) -> Config {
     config
 }
 
-/// Reads who may read what. That it travels in the clear is said once.
+/// Reads who may read what. That it travels in the clear, or is for everyone, is said once.
 fn open_web(config: &Config) -> Result<AuthFiles, Failure> {
     let web = AuthFiles::load(config.web.config_file.as_deref(), &config.access)
         .map_err(|error| Failure::Usage(error.to_string()))?;
     let policy = web.authenticator().policy();
-    if policy.requires_credentials()
-        && policy.tls().is_none()
-        && !config.web.listen_address.ip().is_loopback()
-    {
+    let address = config.web.listen_address;
+    if address.ip().is_loopback() {
+        return Ok(web);
+    }
+    if !policy.requires_credentials() && config.access.mode != Some(Mode::Open) {
+        tracing::warn!(
+            %address,
+            "everyone who reaches this address reads every tenant's metrics: name readers in `access` (docs/access.md), or \
+             write `access: {{mode: open}}` if that is meant"
+        );
+    }
+    if policy.requires_credentials() && policy.tls().is_none() {
         tracing::warn!(
             "tokens and passwords travel unencrypted: add tls_server_config to the web configuration"
         );

@@ -70,18 +70,12 @@ impl FileWatch {
         self.is_unsettled = false;
     }
 
-    /// Whether they have changed and not settled yet.
-    pub fn is_unsettled(&self) -> bool {
-        self.is_unsettled
-    }
-
-    /// Whether any of the files changed since this was last asked. A file that is away for the moment is no change: it is
-    /// being replaced, or was deleted and there is nothing to read.
+    /// Whether any of the files changed since this was last asked, came or went.
     pub fn changed(&mut self) -> bool {
         let mut changed = false;
         for (path, known) in &mut self.files {
             let now = Stamp::of(path);
-            if matches!(now, Stamp::File(_)) && now != *known {
+            if now != *known {
                 *known = now;
                 changed = true;
             }
@@ -101,17 +95,17 @@ mod tests {
         let path = std::env::temp_dir().join(format!("kernmeter-settling-{}", std::process::id()));
         fs::write(&path, "whole").expect("file");
         let mut watch = FileWatch::new([path.clone()]);
-        assert!(!watch.settled() && !watch.is_unsettled());
+        assert!(!watch.settled() && !watch.is_unsettled);
         for text in ["", "whole ag", "whole again"] {
             fs::write(&path, text).expect("file");
-            assert!(!watch.settled() && watch.is_unsettled(), "{text}");
+            assert!(!watch.settled() && watch.is_unsettled, "{text}");
         }
-        assert!(watch.settled() && !watch.is_unsettled());
+        assert!(watch.settled() && !watch.is_unsettled);
         assert!(!watch.settled());
         fs::write(&path, "once more").expect("file");
         assert!(!watch.settled());
         watch.seen();
-        assert!(!watch.settled() && !watch.is_unsettled(), "read by somebody's request");
+        assert!(!watch.settled() && !watch.is_unsettled, "read by somebody's request");
         fs::remove_file(&path).expect("clean up");
     }
 
@@ -135,7 +129,7 @@ mod tests {
         assert!(!watch.changed());
 
         fs::remove_file(&file).expect("delete");
-        assert!(!watch.changed(), "nothing to read");
+        assert!(watch.changed() && !watch.changed(), "it is gone");
         fs::write(&file, "c").expect("file");
         assert!(watch.changed());
         fs::write(dir.join("absent"), "d").expect("file");

@@ -313,6 +313,14 @@ impl Agent {
         Ok(())
     }
 
+    /// Removes the configuration file.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn remove_config(&self) -> Result<()> {
+        Ok(std::fs::remove_file(&self.config)?)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child is not reaped while this guard lives, so the id is its own.

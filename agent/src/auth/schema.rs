@@ -20,7 +20,7 @@ const MAX_USERS: usize = 1000;
 const MAX_COST: u32 = 14;
 
 /// What a web configuration file asks for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct WebConfigFile {
     pub tls: Option<TlsSettings>,
     /// Sent with every answer.
@@ -32,7 +32,7 @@ pub(super) struct WebConfigFile {
 }
 
 /// `tls_server_config`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TlsSettings {
     pub certificate: PathBuf,
     pub key: PathBuf,

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::values::{file_path, shown};
-use super::yaml::{ConfigProblem, Scalar, at};
+use super::values::{file_path, one_of, shown};
+use super::yaml::{ConfigProblem, Scalar, at, set};
 use crate::identity::rules::tenant_name;
 
 /// Longest name of a user or certificate, bytes.
@@ -17,11 +17,24 @@ const NAME_BYTES: usize = 256;
 /// everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
+    /// What is said of it in a word, if anything is.
+    pub mode: Option<Mode>,
     /// May read everything.
     pub operators: Credentials,
     /// May read one tenant's series, by tenant id.
     pub tenants: BTreeMap<String, Credentials>,
 }
+
+/// `access.mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Everyone may read everything, and a reload may open what was guarded.
+    Open,
+    /// Readers must show credentials; without any the agent does not start.
+    Guarded,
+}
+
+const MODES: &[(&str, Option<Mode>)] = &[("open", Some(Mode::Open)), ("guarded", Some(Mode::Guarded))];
 
 /// What a reader may show to prove who he is. Each stands in one list only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +78,7 @@ impl Credentials {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawAccess {
+    mode: Option<Scalar>,
     operators: Option<RawCredentials>,
     tenants: Option<BTreeMap<String, Spanned<RawCredentials>>>,
 }
@@ -80,6 +94,7 @@ struct RawCredentials {
 /// Fills `access` from what is written.
 pub(super) fn read(access: &mut Access, raw: RawAccess) -> Result<(), ConfigProblem> {
     let mut taken = Taken::default();
+    set(&mut access.mode, raw.mode, "access.mode", one_of(MODES))?;
     if let Some(operators) = raw.operators {
         access.operators = taken.credentials("access.operators", operators)?;
     }

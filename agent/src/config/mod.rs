@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use access::{Access, Credentials};
+pub use access::{Access, Credentials, Mode};
 
 use crate::adapt::IntervalPolicy;
 use crate::catalog::family::Detail;

@@ -18,6 +18,7 @@ const KEYS: &[&str] = &[
     "web.telemetry_path",
     "web.max_connections",
     "web.config_file",
+    "access.mode",
     "access.operators.bearer_token_files",
     "access.operators.basic_auth_users",
     "access.operators.client_certificates",

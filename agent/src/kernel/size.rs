@@ -398,7 +398,7 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % below
         };
-        let (mut plain, mut all) = (0, 0);
+        let (mut private, mut all) = (0, 0);
         for event in 0..EVENTS {
             let (cpu, container) = (next(CPUS.into()) as u32, next(CONTAINERS));
             // Every tenth event is a switch.
@@ -410,12 +410,12 @@ mod tests {
             let is_plain = sets.add(cpu, key);
             // A row is shared until it proves to be worth a private one.
             if event >= EVENTS / 2 {
-                plain += u64::from(is_plain);
+                private += u64::from(is_plain);
                 all += 1;
             }
         }
-        println!("{plain} of {all} additions are plain; private rows left: {:?}", sets.left);
-        assert!(plain * 100 >= all * 99, "{plain} of {all}");
+        println!("{private} of {all} additions are plain; private rows left: {:?}", sets.left);
+        assert!(private * 100 >= all * 99, "{private} of {all}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub use stats::Stats;
 use tokio::sync::{mpsc, watch};
 
 use crate::identity::pods::{PodEvent, Wanted};
+use crate::privileges;
 
 /// How long [`Pods::stop`] waits for the source's thread; then the thread is left to the end of the process.
 const STOP: Duration = Duration::from_secs(2);
@@ -54,6 +55,7 @@ impl Pods {
         let thread = std::thread::Builder::new()
             .name("pods".into())
             .spawn(move || {
+                privileges::drop_all();
                 run(&settings, queue, watched, &told);
                 // Whoever stops the source may have stopped waiting.
                 let _ = ending.send(());

@@ -72,10 +72,11 @@ impl Metering {
                 _ = load_tick.tick() => {
                     decision = self.read_load();
                     self.watchdog();
-                    // Both are asked, so that neither is read twice. A reload reads both.
-                    let is_due = self.config_file.settled() | self.auth.changed();
-                    if is_due && !self.config_file.is_unsettled() {
+                    // A reload reads both. Credentials do not wait for a configuration that somebody is writing.
+                    if self.config_file.settled() {
                         self.reload();
+                    } else if self.auth.changed() {
+                        self.reload_credentials();
                     }
                     if let Some(kernel_log) = &mut self.kernel_log {
                         kernel_log.flush();
@@ -115,6 +116,11 @@ impl Metering {
         let mut engine = self.engine.borrow_mut();
         figures::tell(&self.own, &engine, report, self.pods.as_ref());
         self.state.snapshots().publish(Arc::new(engine.publish()));
+    }
+
+    /// Says whether readers must show credentials.
+    pub(super) fn tell_access(&self) {
+        self.own.set_access_guarded(self.auth.authenticator().policy().requires_credentials());
     }
 
     /// Says which probes are in place; from then on the agent sees.
@@ -170,28 +176,59 @@ impl Metering {
     fn reload(&mut self) {
         // What changed until now is in what is read now.
         self.config_file.seen();
-        let result = self.try_reload();
-        self.own.count_config_reload(result.is_ok());
-        match result {
-            Ok(needs_restart) if needs_restart.is_empty() => tracing::info!("configuration reloaded"),
-            Ok(needs_restart) => tracing::warn!(
-                sections = needs_restart.join(","),
+        let (needs_restart, problems) = match load(self.file.as_deref()) {
+            Ok(new) => self.apply(&new),
+            Err(error) => {
+                let mut problems = vec![error.to_string()];
+                problems.extend(self.auth.reload_files().iter().map(ToString::to_string));
+                (None, problems)
+            }
+        };
+        self.tell_reload(&problems);
+        match needs_restart {
+            Some(sections) if sections.is_empty() => tracing::info!("configuration reloaded"),
+            Some(sections) => tracing::warn!(
+                sections = sections.join(","),
                 "configuration reloaded; these sections changed and apply after a restart"
             ),
-            Err(error) => tracing::error!(error, "configuration not reloaded, the old one stays"),
+            None => {}
         }
     }
 
-    fn try_reload(&mut self) -> Result<Vec<&'static str>, String> {
-        let new = load(self.file.as_deref()).map_err(|error| error.to_string())?;
-        self.auth.reload(&new.access).map_err(|error| error.to_string())?;
-        self.engine.borrow_mut().reload(&new).map_err(|error| error.to_string())?;
+    /// Applies a configuration; what is wrong with a part of it leaves that part as it was. Returns the sections that need a
+    /// restart, unless the rules cannot be used, and what is wrong.
+    fn apply(&mut self, new: &Config) -> (Option<Vec<&'static str>>, Vec<String>) {
+        let mut problems: Vec<String> =
+            self.auth.reload(&new.access).iter().map(ToString::to_string).collect();
+        if let Err(error) = self.engine.borrow_mut().reload(new) {
+            problems.push(error.to_string());
+            return (None, problems);
+        }
         if let Some(pods) = &self.pods {
             pods.want(self.engine.borrow().wanted());
         }
-        let sections = self.loaded.restart_needed(&new);
         self.controller.reconfigure(new.drain.clone());
-        Ok(sections)
+        (Some(self.loaded.restart_needed(new)), problems)
+    }
+
+    /// Reads the files again that say who may read what.
+    fn reload_credentials(&mut self) {
+        let problems: Vec<String> = self.auth.reload_files().iter().map(ToString::to_string).collect();
+        self.tell_reload(&problems);
+        if problems.is_empty() {
+            tracing::info!("credentials reloaded");
+        }
+    }
+
+    fn tell_reload(&self, problems: &[String]) {
+        self.tell_access();
+        self.own.count_config_reload(problems.is_empty());
+        for error in problems {
+            tracing::error!(
+                error,
+                "not reloaded: what was in force stays, but for tokens whose file is gone or broken"
+            );
+        }
     }
 
     /// Detaches, drains for the last time, publishes and says the final totals.

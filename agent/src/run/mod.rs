@@ -96,6 +96,7 @@ pub async fn run(
     };
     metering.drain();
     metering.tell_probes();
+    metering.tell_access();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = serve(server, state, stopped)?;
     say_ready(&config, address);
@@ -193,7 +194,12 @@ pub fn start(config: &Config) -> Result<(Engine, Option<Pods>), RunError> {
     let engine = Engine::start(config, knowledge)?;
     // Everything is attached, and no other thread runs yet.
     match privileges::drop_unneeded() {
-        Ok((kept, dropped)) => tracing::debug!(kept = kept.join(","), dropped, "capabilities reduced"),
+        Ok(reduced) => tracing::debug!(
+            kept = reduced.kept.join(","),
+            dropped = reduced.dropped,
+            bounded = reduced.is_bounded,
+            "capabilities reduced"
+        ),
         Err(error) => tracing::warn!(%error),
     }
     let pods = source.map(|settings| Pods::start(&settings, engine.wanted())).transpose()?;
@@ -211,6 +217,7 @@ fn serve(
     let runtime = runtime.map_err(ServeError::Accept)?;
     let (done, serving) = oneshot::channel();
     let run = move || {
+        privileges::drop_all();
         let result = runtime.block_on(server.serve(state, async {
             let _ = stopped.await;
         }));

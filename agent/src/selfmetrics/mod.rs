@@ -192,7 +192,9 @@ families! {
         "Series folded into a tenant's overflow series by its limit.";
     tenant_rule_refusals: Counter "kernmeter_tenant_rule_refusals" [] ["reason"]
         "Tenant names that rules produced and that were refused.";
-    config_reloads: Counter "kernmeter_config_reloads" [] ["result"] "Configuration reloads, by result.";
+    access_guarded: Gauge "kernmeter_access_guarded" [] []
+        "Whether readers must show credentials: 1, or 0 if everyone who reaches the port reads everything.";
+    config_reloads: Counter "kernmeter_config_reloads" [] ["result"] "Reloads of the configuration or of credentials, by result.";
     access_refusals: Counter "kernmeter_access_refusals" [] ["reason"]
         "Requests and TLS handshakes refused for their credentials, by reason.";
     scrapes: Counter "kernmeter_scrapes" [] ["format", "code"]
@@ -373,7 +375,12 @@ impl SelfMetrics {
             .replace(rows.into_iter().map(|(reason, n)| ([reason], n.into())));
     }
 
-    /// Counts one reload of the configuration.
+    /// Whether readers must show credentials.
+    pub fn set_access_guarded(&self, is_guarded: bool) {
+        self.families().access_guarded.set(f64::from(u8::from(is_guarded)));
+    }
+
+    /// Counts one reload of the configuration, or of credentials.
     pub fn count_config_reload(&self, success: bool) {
         self.families().config_reloads.add([if success { "success" } else { "failure" }], 1);
     }

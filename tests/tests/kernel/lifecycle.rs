@@ -19,6 +19,7 @@ trials![
     a_changed_file_is_reloaded_by_itself,
     a_bad_reload_changes_nothing,
     an_emptied_file_changes_nothing,
+    no_capability_comes_back,
     two_agents_at_once,
 ];
 
@@ -189,6 +190,37 @@ fn an_emptied_file_changes_nothing() -> Outcome {
     })?;
     Workload::run(&cgroup, &["syscalls", "--getppid", "500"])?.0.finish()?;
     agent.settle(500, |s| calls(s, "after", "getppid"))?;
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// Fault 45: no thread can regain what the agent gave up, and the one that speaks to the network holds nothing.
+fn no_capability_comes_back() -> Outcome {
+    // CAP_PERFMON and CAP_BPF.
+    const KEPT: u64 = 0xc0_0000_0000;
+    let hierarchy = Hierarchy::new()?;
+    let agent = Agent::start(&Settings::new(&hierarchy))?;
+    let mut names = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+        // A thread may end while we look.
+        let Ok(status) = std::fs::read_to_string(thread?.path().join("status")) else { continue };
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+            line.with_context(|| format!("no {name} in {status}"))
+        };
+        let name = field("Name")?.to_owned();
+        let set = |set: &str| Ok::<_, anyhow::Error>(u64::from_str_radix(field(set)?, 16)?);
+        ensure!(field("NoNewPrivs")? == "1", "{name}: executing a program may bring privileges");
+        let own = if name == "http" { 0 } else { KEPT };
+        for (which, most) in
+            [("CapEff", own), ("CapPrm", own), ("CapBnd", KEPT), ("CapInh", 0), ("CapAmb", 0)]
+        {
+            let held = set(which)?;
+            ensure!(held & !most == 0, "{name}: {which} is {held:x}");
+        }
+        names.push(name);
+    }
+    ensure!(names.iter().any(|name| name == "http"), "no thread that serves: {names:?}");
     agent.stop_conserved()?;
     Ok(())
 }

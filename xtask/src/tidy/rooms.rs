@@ -32,7 +32,7 @@ const ROOMS: &[Room] = &[
     room("lifecycle", &[]),
     room("privileges", &[]),
     room("config", &["adapt", "catalog", "identity"]),
-    room("kubernetes", &["config", "identity"]),
+    room("kubernetes", &["config", "identity", "privileges"]),
     room("kernel", &["btf", "catalog", "config", "host"]),
     room("drain", &["catalog", "config", "kernel"]),
     // Its families and handles: attribution writes into it, so it knows no attribution.
