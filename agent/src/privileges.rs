@@ -120,7 +120,7 @@ mod tests {
             for set in ["CapPrm", "CapEff"] {
                 let line = status.lines().find(|line| line.starts_with(set)).expect("a line for each set");
                 let bits = u64::from_str_radix(line[7..].trim(), 16).expect("hexadecimal");
-                let kept: u64 = needed(&held).iter().map(|capability| capability.bitmask()).sum();
+                let kept: u64 = needed(&held).iter().map(Capability::bitmask).sum();
                 assert_eq!(bits & !kept, 0, "{line}");
             }
             drop_all();

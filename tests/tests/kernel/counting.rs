@@ -214,10 +214,10 @@ fn exact_names_of_a_burst_right_after_the_start() -> Outcome {
     // `getppid`, the 60 others and `exit`, which by its name depends on the C library.
     let all = COUNT * (harmless::CALLS.len() as u64 + 2);
     let scrape = agent.settle(all, of_swarm)?;
-    let named = all - scrape.count(SYSCALLS, &[("tenant_id", "swarm"), ("syscall", "_overflow")]);
-    println!("{named} of {all} calls have a name");
+    let kept = all - scrape.count(SYSCALLS, &[("tenant_id", "swarm"), ("syscall", "_overflow")]);
+    println!("{kept} of {all} calls have a name");
     // Not all: a machine may hold the agent up when it is to make more.
-    ensure!(named * 10 >= all * 9, "only {named} of {all} calls have a name");
+    ensure!(kept * 10 >= all * 9, "only {kept} of {all} calls have a name");
     for reason in ["slot_exhausted", "slot_quota"] {
         let lost = scrape.count(LOST, &[("reason", reason)]);
         ensure!(lost == 0, "{lost} cgroups found no slot: {reason}");
