@@ -32,6 +32,8 @@ const AT_ONCE: u32 = 32 * SYSCALL_CHUNK;
 const LOW_SLOTS: u32 = 6;
 const LOW_SYSCALL_ROWS: u32 = 5;
 const LOW_PRIVATE_ROWS: u32 = 4;
+/// Looks, ten a second, before the kernel is asked again for what it refused.
+const PAUSE: u32 = 600;
 /// Private rows of each kind that one pass takes back at most.
 const MOST_RETIRED: usize = 1024;
 
@@ -72,8 +74,8 @@ pub(super) struct Tables {
     private_taken: u64,
     /// Rows made so far.
     made: Rooms,
-    /// Whether the kernel refused to make more: not asked again.
-    is_refused: bool,
+    /// How many times more is not asked for more, which the kernel refused.
+    pause: u32,
 }
 
 /// Numbers of rows of each kind.
@@ -134,7 +136,7 @@ impl Tables {
             private_left: region("PRIVATE_LEFT", size_of::<PrivateLeft>(), 1)?,
             low_water: region("LOW_WATER", size_of::<LowWater>(), 1)?,
             made: Rooms::default(),
-            is_refused: false,
+            pause: 0,
             plan,
             mode,
         })
@@ -144,19 +146,22 @@ impl Tables {
     /// are at least `least`. Sets below how many free ones programs ask for more.
     ///
     /// # Errors
-    /// The kernel refused; what there is stays in use. After the first refusal no more is asked for.
+    /// The kernel refused; what there is stays in use. The next [`PAUSE`] calls ask for nothing.
     pub(super) fn grow(
         &mut self,
         kernel: &mut Kernel,
         accounts: &mut Accounts,
         least: u32,
     ) -> Result<(), MapAccessError> {
-        if self.is_refused {
+        if self.pause > 0 {
+            self.pause -= 1;
             return Ok(());
         }
         self.private_left.refresh().map_err(MapAccessError::of("PRIVATE_LEFT"))?;
         let grown = self.try_grow(kernel, accounts, least);
-        self.is_refused = grown.is_err();
+        if grown.is_err() {
+            self.pause = PAUSE;
+        }
         grown
     }
 

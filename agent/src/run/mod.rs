@@ -27,6 +27,7 @@ use crate::kernel::{KernelLog, Wake};
 use crate::kubernetes::{Environment, KubernetesError, Pods, Settings, Source};
 use crate::lifecycle::{ShutdownHooks, Signals, monotonic_ns};
 use crate::selfmetrics::SelfMetrics;
+use crate::selfmetrics::process::read_process_stats;
 use crate::serve::{AppState, ConnectionLimits, ServeError, Server};
 use crate::{known, privileges, table};
 
@@ -42,6 +43,10 @@ const FIRST_LOOK: Duration = Duration::from_secs(3);
 /// A snapshot older than this many of the longest interval is a failure of the drain.
 const STALE_INTERVALS: u32 = 3;
 
+/// Files that metering has open at most: programs, maps and hooks, some 80, and for a moment two for each chunk of rows that is
+/// made at a time (at most 70).
+const METERING_FILES: u64 = 256;
+
 /// Why the agent ended with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -54,6 +59,18 @@ pub enum RunError {
     /// The server could not start.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Too few files may be open.
+    #[error(
+        "only {limit} files may be open, and metering needs up to {METERING_FILES}, connections {connections} more: raise the limit \
+         to {needed} (`ulimit -n {needed}`, or `LimitNOFILE={needed}` of the service)",
+        needed = METERING_FILES + connections
+    )]
+    OpenFiles {
+        /// The limit, as it is.
+        limit: u64,
+        /// Connections that may be served at once.
+        connections: u64,
+    },
     /// Signals cannot be handled.
     #[error("cannot handle signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -72,6 +89,7 @@ pub async fn run(
     show: bool,
 ) -> Result<(), RunError> {
     // The cheap refusals first: nothing is loaded for a port that is taken.
+    check_open_files(&config)?;
     let server = bind(&config)?;
     let address = server.local_addr();
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
@@ -108,6 +126,19 @@ pub async fn run(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping; a second signal ends at once");
     shut_down(metering, stop, serving, &mut signals).await;
+    Ok(())
+}
+
+/// Refuses to start where metering itself would run out of files, and warns where that takes all connections that may come.
+fn check_open_files(config: &Config) -> Result<(), RunError> {
+    let limit = read_process_stats().ok().and_then(|stats| stats.max_fds).unwrap_or(u64::MAX);
+    let error = RunError::OpenFiles { limit, connections: u64::from(config.web.max_connections) };
+    if limit < METERING_FILES {
+        return Err(error);
+    }
+    if limit < METERING_FILES + u64::from(config.web.max_connections) {
+        tracing::warn!("{error}");
+    }
     Ok(())
 }
 

@@ -19,6 +19,7 @@ trials![
     a_port_in_use,
     not_root,
     a_budget_too_small,
+    too_few_open_files,
 ];
 
 /// Usage or configuration.
@@ -211,6 +212,19 @@ fn not_root() -> Outcome {
     ensure!(doctor.status.code() == Some(RUNTIME), "doctor ended with {}", doctor.status);
     let said = String::from_utf8_lossy(&doctor.stdout);
     ensure!(said.contains("CAP_BPF"), "doctor names no capability: {said}");
+    Ok(())
+}
+
+/// Fault 49.
+fn too_few_open_files() -> Outcome {
+    let dir = TempDir::new()?;
+    let file = dir.write("kernmeter.yml", "web: {max_connections: 100}\n")?;
+    for limit in ["32", "100", "255"] {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
+        command.args(["-c", &script]).arg(program()).args(run(&file).get_args());
+        check(&format!("{limit} open files"), &mut command, RUNTIME, &["LimitNOFILE=356", limit])?;
+    }
     Ok(())
 }
 
