@@ -4,8 +4,10 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+
+use procfs::process::Process;
 
 use super::AuthError;
 use crate::identity::path::printable;
@@ -48,12 +50,33 @@ pub(super) fn read(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<
         }
         _ => {}
     }
+    let meta = file.metadata().map_err(failed)?;
+    if !is_mine(&meta) {
+        return Err(refused(&format!(
+            "belongs to user {}, and its mode does not let the agent read it once it has given up its capabilities: `chown` it to \
+             the agent's user",
+            meta.uid(),
+        )));
+    }
     let mut bytes = Vec::new();
     file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > FILE_BYTES {
         return Err(refused("is larger than 1 MiB: name another"));
     }
     Ok(bytes)
+}
+
+/// Whether the modes let this process read a file, without any capability; also if the system does not tell who it is.
+fn is_mine(meta: &fs::Metadata) -> bool {
+    let Ok(status) = Process::myself().and_then(|process| process.status()) else { return true };
+    let bit = if meta.uid() == status.euid {
+        0o400
+    } else if meta.gid() == status.egid || status.groups.iter().any(|group| *group as u32 == meta.gid()) {
+        0o040
+    } else {
+        0o004
+    };
+    meta.mode() & bit != 0
 }
 
 /// Reads `what` as text.

@@ -130,9 +130,12 @@ impl AuthFiles {
         let lost = |taken: &InForce| before.lost_in(Guard::of(&taken.settings, &taken.access));
         self.in_force = match lost(&new) {
             Some(what) if access.mode != Some(Mode::Open) => {
-                problems.push(AuthError::Access(format!(
-                    "{what}: a reload does not do that unless `access.mode` is `open`: write that, or start the agent anew"
-                )));
+                let remedy = if what == LOCKS[0] {
+                    "a reload does that only where `access.mode` is `open`: write that, or start the agent anew"
+                } else {
+                    "a reload does not do that: start the agent anew"
+                };
+                problems.push(AuthError::Access(format!("{what}: {remedy}")));
                 // Whichever of the two says less is not taken; neither, if both do.
                 let web_as_before = InForce { access: new.access.clone(), ..old.clone() };
                 let access_as_before = InForce { access: old.access.clone(), ..new };
@@ -174,9 +177,9 @@ fn named_files(web_file: Option<&Path>, settings: &WebConfigFile, access: &Acces
     web_file.into_iter().map(Path::to_owned).chain(tls.flatten().chain(tokens).cloned()).collect()
 }
 
-/// Whether readers must show credentials.
+/// Whether readers must show credentials: also where that is said and none are named, so that nobody reads.
 fn needs_credentials(settings: &WebConfigFile, access: &Access) -> bool {
-    !settings.users.is_empty() || !access.is_empty()
+    !settings.users.is_empty() || !access.is_empty() || access.mode == Some(Mode::Guarded)
 }
 
 /// Whether it is said which users may read what.
@@ -188,9 +191,10 @@ fn has_user_lists(access: &Access) -> bool {
 /// everything. Without them every user is an operator, as with other exporters.
 fn readers(settings: &WebConfigFile, access: &Access, problems: &mut Vec<AuthError>) -> Readers {
     let mut readers = Readers::default();
-    match (needs_credentials(settings, access), access.mode) {
+    let has_credentials = !settings.users.is_empty() || !access.is_empty();
+    match (has_credentials, access.mode) {
         (false, Some(Mode::Guarded)) => problems.push(AuthError::Access(
-            "access.mode is `guarded`, but there are no credentials: name some in `access`, or basic_auth_users in the web \
+            "access.mode is `guarded`, but there are no credentials, so nobody may read: name some in `access`, or basic_auth_users in the web \
              configuration (`--web.config.file`)"
                 .into(),
         )),
@@ -199,8 +203,7 @@ fn readers(settings: &WebConfigFile, access: &Access, problems: &mut Vec<AuthErr
         )),
         _ => {}
     }
-    // Also where it is said and nothing is named: then nobody reads.
-    if needs_credentials(settings, access) || access.mode == Some(Mode::Guarded) {
+    if needs_credentials(settings, access) {
         readers.require_credentials();
     }
     let has_lists = has_user_lists(access);

@@ -27,6 +27,11 @@ use crate::kernel::{Kernel, LoadError, Queue};
 /// often.
 const OVERDUE_NS: u64 = 30_000_000_000;
 
+/// Passes that root makes necessary take at most one part in so many of the time, but for the first.
+const PRESSED_SHARE: u64 = 4;
+/// The same of passes that clear what is gone, for whoever needs it: users can make a lot that is gone.
+const RECYCLING_SHARE: u64 = 100;
+
 /// What we know of a slot's life. Each step to the right takes at least a pass, so that counts made while one pass ran are
 /// read by the next before anything is cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +84,11 @@ pub struct Drain {
     root_slots_at_last_pass: u64,
     /// When tasks were last taken off slots.
     taken_off_ns: u64,
+    /// Whether slots are on their way to be free: the next pass brings them further.
+    is_recycling: bool,
+    /// When the last pass ended, and how long it took.
+    passed_ns: u64,
+    pass_took_ns: u64,
 }
 
 impl Drain {
@@ -112,6 +122,9 @@ impl Drain {
             pass: 0,
             root_slots_at_last_pass: 0,
             taken_off_ns: 0,
+            is_recycling: false,
+            passed_ns: 0,
+            pass_took_ns: 0,
         };
         drain.grow(kernel)?;
         // Rows of what has no workload are on an account of their own.
@@ -269,17 +282,33 @@ impl Drain {
         self.tables.additions()
     }
 
-    /// Whether root makes cgroups so fast that slots would run out before the next pass is due. What others make comes off
-    /// their accounts: nobody but root can make the agent work harder.
+    /// Whether a pass should run at once at `now_ns`, `CLOCK_MONOTONIC` nanoseconds: root makes cgroups so fast that slots, or rows,
+    /// would run out before the next pass is due, or few are left while others wait to be cleared. Such passes take a bounded
+    /// part of the time, and what users make has next to none: it comes off their accounts.
     ///
     /// # Errors
     /// The kernel refused access to a map.
-    pub fn is_pressed(&mut self) -> Result<bool, MapAccessError> {
+    pub fn is_pressed(&mut self, now_ns: u64) -> Result<bool, MapAccessError> {
         self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
         let made = self.accounts.root_slots() - self.root_slots_at_last_pass;
         let free = self.accounts.free(Resource::Slots);
-        let is_scarce = self.slot_counts().dead > 0 && free < u64::from(self.plan.slots) / 4;
-        Ok(made > free / 2 || (made > 0 && is_scarce))
+        let few = |resource, most: u32| self.accounts.free(resource) < u64::from(most) / 4;
+        let is_scarce =
+            few(Resource::Slots, self.plan.slots) || few(Resource::SyscallRows, self.plan.syscall_rows);
+        // Made since the last pass, so perhaps gone since; or known to be gone, whoever made it, and free in a pass or two.
+        let share = if made > free / 2 || (made > 0 && is_scarce) {
+            PRESSED_SHARE
+        } else if is_scarce && self.is_recycling {
+            RECYCLING_SHARE
+        } else {
+            return Ok(false);
+        };
+        Ok(now_ns.saturating_sub(self.passed_ns) >= self.pass_took_ns.saturating_mul(share))
+    }
+
+    /// Notes how long the last pass took with everything that follows, and when it ended: what [`Drain::is_pressed`] goes by.
+    pub fn note_pass(&mut self, ended_ns: u64, took_ns: u64) {
+        (self.passed_ns, self.pass_took_ns) = (ended_ns, took_ns);
     }
 
     /// Reads every row and writes what changed since the last pass into `batch`.
@@ -394,6 +423,7 @@ impl Drain {
 
     /// Moves dead slots towards the free queue.
     fn recycle(&mut self, kernel: &Kernel, batch: &mut Batch) -> Result<(), MapAccessError> {
+        self.is_recycling = false;
         for slot in FIRST_SLOT..self.plan.slots {
             match self.lives[slot as usize] {
                 // Tasks on their way out still hold the slot: wait for the last.
@@ -401,7 +431,9 @@ impl Drain {
                     let id = self.infos.load(slot, offset_of!(SlotInfo, cgroup_id));
                     kernel.remove_cgroup(id)?;
                     self.lives[slot as usize] = Life::Closing(self.pass);
+                    self.is_recycling = true;
                 }
+                Life::Dead(since) => self.is_recycling |= since == self.pass,
                 // A task may have been bound between the last look and the removal of the cgroup.
                 Life::Closing(since)
                     if since < self.pass && self.tasks(slot) == 0 && !self.has_dependents(slot) =>

@@ -78,7 +78,8 @@ pub struct Engine {
     all_served: bool,
     slots_refused: [u64; 2],
     looked_up_ns: u64,
-    missing: HashSet<u32>,
+    /// Slots whose cgroup the last comparison did not find, with its id.
+    missing: HashSet<(u32, u64)>,
     /// Series that ended since free memory was last given back.
     ended: usize,
 }
@@ -153,10 +154,12 @@ impl Engine {
         let refused = [Loss::SlotExhausted, Loss::SlotQuota].map(|loss| self.batch.losses[loss as usize]);
         self.all_served &= refused == self.slots_refused;
         self.slots_refused = refused;
+        let ended = monotonic_ns();
+        self.drain.note_pass(ended, ended - begun);
         Ok(PassReport {
             balances: self.attribution.balance(&self.batch, &self.registry),
             cpu_by_cgroup: self.audit.error_ratio(begun),
-            took: Duration::from_nanos(monotonic_ns() - begun),
+            took: Duration::from_nanos(ended - begun),
         })
     }
 
@@ -165,7 +168,7 @@ impl Engine {
         if let Err(error) = self.drain.grow(&mut self.kernel) {
             tracing::warn!(%error, "no more rows can be made: what finds none is counted without detail, or more slowly");
         }
-        self.drain.is_pressed().unwrap_or(false)
+        self.drain.is_pressed(monotonic_ns()).unwrap_or(false)
     }
 
     /// Detaches every program, waits until the last has finished, and reads what is left: the totals are final and equal.
@@ -341,14 +344,15 @@ impl Engine {
             return Ok(());
         }
         let alive: HashSet<u64> = walk.entries.iter().map(|entry| entry.id).collect();
-        let missing: HashSet<u32> = self
-            .attribution
-            .cgroups()
-            .filter(|(_, cgroup)| !alive.contains(cgroup))
-            .map(|(slot, _)| slot)
-            .collect();
-        for slot in missing.intersection(&self.missing) {
-            self.drain.mark_dead(*slot)?;
+        let missing: HashSet<(u32, u64)> =
+            self.attribution.cgroups().filter(|(_, cgroup)| !alive.contains(cgroup)).collect();
+        for &(slot, id) in missing.intersection(&self.missing) {
+            let path = self.attribution.path(slot);
+            // The walk passes over what it may not read: whose it is may close it.
+            let is_gone = path.map_or(walk.skipped == 0, |path| self.hierarchy.is_gone(path, id));
+            if is_gone {
+                self.drain.mark_dead(slot)?;
+            }
         }
         self.missing = missing;
         Ok(())

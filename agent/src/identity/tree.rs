@@ -151,6 +151,15 @@ impl Hierarchy {
         fs::metadata(&self.mount).is_ok_and(|root| root.ino() == ROOT_ID)
     }
 
+    /// Whether the cgroup of this id is at its path no more. One that cannot be looked at is there, for all that is known: its owner
+    /// may have closed the directories above it.
+    pub fn is_gone(&self, path: &[u8], id: u64) -> bool {
+        match fs::metadata(below(&self.mount, path)) {
+            Ok(meta) => meta.ino() != id,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// Reads the cgroups breadth-first, at most `limit` of them, without following symbolic links or leaving the mount.
     ///
     /// # Errors
@@ -331,6 +340,33 @@ mod tests {
         assert!(paths.contains(&b"/x/y/z"[..]) && paths.contains(&b"/a\"b\n\xff"[..]));
         let depth = |path: &[u8]| path.split(|b| *b == b'/').count();
         assert!(walk.entries[1..].is_sorted_by_key(|entry| depth(&entry.path)));
+    }
+
+    /// Without capabilities, as after the start: user 0 is then refused what the modes refuse him.
+    #[test]
+    fn what_cannot_be_looked_at_is_not_gone() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = Scratch::new("closed");
+        fs::create_dir_all(scratch.0.join("closed/inner")).expect("directory");
+        let id = fs::metadata(scratch.0.join("closed/inner")).expect("metadata").ino();
+        let hierarchy = scratch.hierarchy();
+        assert!(!hierarchy.is_gone(b"/closed/inner", id));
+        assert!(hierarchy.is_gone(b"/closed/inner", id + 1), "another of the same name");
+        assert!(hierarchy.is_gone(b"/closed/none", id));
+        let set = |mode| fs::set_permissions(scratch.0.join("closed"), fs::Permissions::from_mode(mode));
+        set(0).expect("close");
+        let (seen, is_gone) = std::thread::spawn(move || {
+            caps::clear(None, caps::CapSet::Effective).expect("giving up is always allowed");
+            (
+                hierarchy.walk(MOST_CGROUPS).expect("walk").entries.len(),
+                hierarchy.is_gone(b"/closed/inner", id),
+            )
+        })
+        .join()
+        .expect("thread");
+        set(0o755).expect("open");
+        assert_eq!(seen, 2, "the walk does not see what is below");
+        assert!(!is_gone);
     }
 
     #[test]

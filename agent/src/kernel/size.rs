@@ -381,6 +381,7 @@ mod tests {
 
     /// 100 containers with 20 system calls each, all of which run on each of 16 CPUs.
     #[test]
+    #[cfg_attr(miri, ignore = "millions of steps of safe code")]
     fn what_a_busy_host_adds_to_is_private() {
         const CPUS: u32 = 16;
         const CONTAINERS: u64 = 100;

@@ -185,11 +185,16 @@ impl Metering {
             }
         };
         self.tell_reload(&problems);
+        let what = if problems.is_empty() {
+            "configuration reloaded"
+        } else {
+            "the rest of the configuration reloaded"
+        };
         match needs_restart {
-            Some(sections) if sections.is_empty() => tracing::info!("configuration reloaded"),
+            Some(sections) if sections.is_empty() => tracing::info!("{what}"),
             Some(sections) => tracing::warn!(
                 sections = sections.join(","),
-                "configuration reloaded; these sections changed and apply after a restart"
+                "{what}; these sections changed and apply after a restart"
             ),
             None => {}
         }
@@ -215,19 +220,16 @@ impl Metering {
     fn reload_credentials(&mut self) {
         let problems: Vec<String> = self.auth.reload_files().iter().map(ToString::to_string).collect();
         self.tell_reload(&problems);
-        if problems.is_empty() {
-            tracing::info!("credentials reloaded");
-        }
+        let what =
+            if problems.is_empty() { "credentials reloaded" } else { "the other credentials reloaded" };
+        tracing::info!("{what}");
     }
 
     fn tell_reload(&self, problems: &[String]) {
         self.tell_access();
         self.own.count_config_reload(problems.is_empty());
         for error in problems {
-            tracing::error!(
-                error,
-                "not reloaded: what was in force stays, but for tokens whose file is gone or broken"
-            );
+            tracing::error!(error, "a part of the configuration cannot be used, and lets nobody in");
         }
     }
 

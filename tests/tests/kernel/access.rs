@@ -324,11 +324,14 @@ fn broken_access_is_refused_at_the_start() -> Outcome {
     let short = secret(&dir, "short", "short")?;
     let open = secret(&dir, "open", OPERATOR)?;
     fs::set_permissions(&open, fs::Permissions::from_mode(0o644))?;
+    let foreign = secret(&dir, "foreign", OPERATOR)?;
+    std::os::unix::fs::chown(&foreign, Some(65534), None)?;
     let token =
         |path: &PathBuf| format!("access: {{operators: {{bearer_token_files: [{}]}}}}\n", path.display());
     for (main, web, part) in [
         (token(&short), "", "holds 5 bytes"),
         (token(&open), "", "has mode 0644"),
+        (token(&foreign), "", "belongs to user 65534"),
         (token(&dir.path().join("absent")), "", "cannot read bearer token"),
         ("access: {tenants: {_host: {basic_auth_users: [a]}}}".into(), "", "no tenant has this name"),
         (

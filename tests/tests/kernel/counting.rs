@@ -18,6 +18,7 @@ trials![
     exact_for_500_short_lived_cgroups,
     exact_for_cgroups_made_while_drained,
     exact_names_of_a_burst_right_after_the_start,
+    exact_names_after_more_cgroups_than_there_are_rows_for,
     exact_sum_for_a_task_that_moves,
     sums_over_tenants_are_the_kernel_totals,
 ];
@@ -222,6 +223,37 @@ fn exact_names_of_a_burst_right_after_the_start() -> Outcome {
         let lost = scrape.count(LOST, &[("reason", reason)]);
         ensure!(lost == 0, "{lost} cgroups found no slot: {reason}");
     }
+    agent.stop_conserved()?;
+    Ok(())
+}
+
+/// Rows of cgroups that are gone come back long before the pass that is due: what is made next has its names.
+fn exact_names_after_more_cgroups_than_there_are_rows_for() -> Outcome {
+    const LATE: u64 = 20;
+    let hierarchy = Hierarchy::new()?;
+    let mut settings = Settings::new(&hierarchy).every_ms(5000).section("kernel: {syscall_rows: 7000}");
+    let own = hierarchy.own().path();
+    settings.rules = rule(&format!("{own}/swarm-*"), "swarm") + &rule(&format!("{own}/late-*"), "late");
+    let parent = hierarchy.tenant("parent")?;
+    let root = hierarchy.own().dir().to_string_lossy().into_owned();
+    let swarm = |prefix: &str, count: u64| -> Outcome {
+        let (count, names) = (count.to_string(), harmless::CALLS.len().to_string());
+        let args = [
+            "swarm", "--root", &root, "--prefix", prefix, "--count", &count, "--calls", "1", "--names",
+            &names,
+        ];
+        Workload::run(&parent, &args)?.0.finish()?;
+        Ok(())
+    };
+    let agent = Agent::start(&settings)?;
+    swarm("swarm", 150)?;
+    // Some passes of a fraction of a second; the one that is due comes later than this.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    swarm("late", LATE)?;
+    let all = LATE * (harmless::CALLS.len() as u64 + 2);
+    let scrape = agent.settle(all, |s| s.count(SYSCALLS, &[("tenant_id", "late")]))?;
+    let nameless = scrape.count(SYSCALLS, &[("tenant_id", "late"), ("syscall", "_overflow")]);
+    ensure!(nameless == 0, "{nameless} of {all} calls have no name");
     agent.stop_conserved()?;
     Ok(())
 }

@@ -342,4 +342,14 @@ fn a_mode_is_kept_to() {
     assert!(error.contains("there are credentials"), "{error}");
     assert!(load(Access { mode: Some(Mode::Guarded), ..tokens(&[&token], &[]) }).is_ok());
     assert!(load(Access { mode: Some(Mode::Open), ..Access::default() }).is_ok());
+    // Said by a reload to an open agent, it closes it; saying less does not open it again.
+    let mut watched = load(Access::default()).unwrap();
+    assert_eq!(reader(&watched, ""), Some(Reader::Operator));
+    assert_eq!(watched.reload(&Access { mode: Some(Mode::Guarded), ..Access::default() }).len(), 1);
+    assert_eq!(reader(&watched, ""), None);
+    let problems = watched.reload(&Access::default());
+    assert!(problems[0].to_string().contains("everyone could read everything"), "{problems:?}");
+    assert_eq!(reader(&watched, ""), None);
+    assert!(watched.reload(&Access { mode: Some(Mode::Open), ..Access::default() }).is_empty());
+    assert_eq!(reader(&watched, ""), Some(Reader::Operator));
 }
