@@ -71,7 +71,7 @@ fn is_mine(meta: &fs::Metadata) -> bool {
     let Ok(status) = Process::myself().and_then(|process| process.status()) else { return true };
     let bit = if meta.uid() == status.euid {
         0o400
-    } else if meta.gid() == status.egid || status.groups.iter().any(|group| *group as u32 == meta.gid()) {
+    } else if meta.gid() == status.egid || status.groups.iter().any(|group| *group == meta.gid()) {
         0o040
     } else {
         0o004
