@@ -10,6 +10,8 @@ use crate::{agent, build_ebpf, workspace};
 
 /// The package that measures, and its program.
 const PACKAGE: &str = "kernmeter-bench";
+/// The package whose program makes system calls, and cgroups, in exact numbers.
+const WORKLOADS: &str = "kernmeter-tests";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -72,7 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let binary = agent::release()?;
     // As the agent, so that what both are made of is built once.
     let (mut cargo, built) = agent::static_build()?;
-    workspace::run(cargo.args(["--release", "--package", PACKAGE]))?;
+    workspace::run(cargo.args(["--release", "--package", PACKAGE, "--package", WORKLOADS, "--bins"]))?;
 
     let mut measuring = workspace::command(built.join("release").join(PACKAGE));
     measuring.env("KERNMETER_BIN", &binary).arg("report");

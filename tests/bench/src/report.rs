@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use kernmeter_tests::{Cgroup, Hierarchy, Settings, agent};
+use kernmeter_tests::{Cgroup, Hierarchy, Settings, agent, workload};
 
 use crate::event_cost::{self, Effort, Loops};
 use crate::pinned::Pinned;
@@ -103,6 +103,8 @@ impl Request {
 /// # Errors
 /// A measurement failed.
 pub fn run(request: &Request) -> Result<()> {
+    // Built beside this program.
+    workload::set_program(&std::env::current_exe()?.with_file_name("workload"));
     if request.asks(Name::Encode) {
         encode::run()?;
     }
