@@ -291,10 +291,14 @@ impl Drain {
     pub fn is_pressed(&mut self, now_ns: u64) -> Result<bool, MapAccessError> {
         self.accounts.refresh().map_err(MapAccessError::of("TAKEN"))?;
         let made = self.accounts.root_slots() - self.root_slots_at_last_pass;
-        let free = self.accounts.free(Resource::Slots);
-        let few = |resource, most: u32| self.accounts.free(resource) < u64::from(most) / 4;
-        let is_scarce =
-            few(Resource::Slots, self.plan.slots) || few(Resource::SyscallRows, self.plan.syscall_rows);
+        let free = (self.accounts.free(Resource::Slots) as i64).max(0) as u64;
+        let few = |resource| {
+            let (unmade, most) = self.tables.unmade(resource);
+            // Below 0 for a moment, while CPUs take the last ones.
+            let free = self.accounts.free(resource) as i64;
+            free + i64::from(unmade) < i64::from(most) / 4
+        };
+        let is_scarce = few(Resource::Slots) || few(Resource::SyscallRows);
         // Made since the last pass, so perhaps gone since; or known to be gone, whoever made it, and free in a pass or two.
         let share = if made > free / 2 || (made > 0 && is_scarce) {
             PRESSED_SHARE

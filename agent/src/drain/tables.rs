@@ -251,6 +251,16 @@ impl Tables {
         if values.iter().enumerate().all(is_set) { Ok(()) } else { self.low_water.store(0, &values) }
     }
 
+    /// How many slots or syscall rows may still be made, and how many there may be.
+    pub(super) fn unmade(&self, resource: Resource) -> (u32, u32) {
+        let (made, most) = match resource {
+            Resource::Slots | Resource::RootSlots => (self.made.slots, self.plan.slots),
+            Resource::SyscallRows => (self.made.syscalls, self.plan.syscall_rows),
+            Resource::ErrnoRows => (self.made.errors, self.plan.errno_rows),
+        };
+        (most - made, most)
+    }
+
     /// Brings what is copied rather than mapped up to date.
     ///
     /// # Errors
