@@ -173,7 +173,13 @@ fn a_call_without_end_holds_no_slot() -> Outcome {
     let mut workload = Workload::spawn(&gone, &["steps", "--getppid", &CALLS.to_string()])?;
     workload.go()?;
     workload.results()?;
-    // Now it waits for the next word.
+    // It waits for the next word: in a call that it entered there.
+    let call = format!("/proc/{}/syscall", workload.pid());
+    let begun = Instant::now();
+    while !std::fs::read_to_string(&call)?.starts_with(&format!("{} ", libc::SYS_recvfrom)) {
+        ensure!(begun.elapsed() < Duration::from_secs(10), "it is not waiting");
+        thread::sleep(Duration::from_millis(1));
+    }
     home.enter(workload.pid())?;
     gone.remove()?;
     let pass = |meter: &mut Meter, later: u64| meter.pass(monotonic_ns() + later);
