@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use procfs::process::Process;
@@ -36,7 +36,8 @@ pub(super) fn read(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<
         return Err(refused("is not a regular file: name one"));
     }
     let file = File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.permissions().mode();
+    let meta = file.metadata().map_err(failed)?;
+    let mode = meta.mode();
     match secrecy {
         Secrecy::Secret if mode & 0o026 != 0 => {
             return Err(refused(&format!(
@@ -50,7 +51,6 @@ pub(super) fn read(path: &Path, what: &'static str, secrecy: Secrecy) -> Result<
         }
         _ => {}
     }
-    let meta = file.metadata().map_err(failed)?;
     if !is_mine(&meta) {
         return Err(refused(&format!(
             "belongs to user {}, and its mode does not let the agent read it once it has given up its capabilities: `chown` it to \
@@ -90,6 +90,8 @@ pub(super) fn read_text(path: &Path, what: &'static str, secrecy: Secrecy) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

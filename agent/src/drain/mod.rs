@@ -353,9 +353,11 @@ impl Drain {
         }
         let mut is_any = false;
         for slot in FIRST_SLOT..self.plan.slots {
+            if !matches!(self.lives[slot as usize], Life::Dead(_)) || self.tasks(slot) == 0 {
+                continue;
+            }
             let removed_ns = self.infos.load(slot, offset_of!(SlotInfo, removed_ns));
-            let is_held = matches!(self.lives[slot as usize], Life::Dead(_)) && self.tasks(slot) > 0;
-            if is_held && now_ns.saturating_sub(removed_ns) >= OVERDUE_NS {
+            if now_ns.saturating_sub(removed_ns) >= OVERDUE_NS {
                 self.set_state(slot, slot_state::OVERDUE)?;
                 is_any = true;
             }

@@ -74,6 +74,8 @@ pub(super) struct Tables {
     private_taken: u64,
     /// Rows made so far.
     made: Rooms,
+    /// Whether it is there. Never made twice, though what came after it was refused: programs may have filled it.
+    has_second_index: bool,
     /// How many times more is not asked for more, which the kernel refused.
     pause: u32,
 }
@@ -136,6 +138,7 @@ impl Tables {
             private_left: region("PRIVATE_LEFT", size_of::<PrivateLeft>(), 1)?,
             low_water: region("LOW_WATER", size_of::<LowWater>(), 1)?,
             made: Rooms::default(),
+            has_second_index: false,
             pause: 0,
             plan,
             mode,
@@ -161,6 +164,8 @@ impl Tables {
         let grown = self.try_grow(kernel, accounts, least);
         if grown.is_err() {
             self.pause = PAUSE;
+            // Nobody is woken for nothing meanwhile: the pause is one of looks.
+            self.set_low_water([0; RESOURCES]).map_err(MapAccessError::of("LOW_WATER"))?;
         }
         grown
     }
@@ -173,11 +178,12 @@ impl Tables {
     ) -> Result<(), MapAccessError> {
         let more = self.wanted(accounts, least);
         if more == Rooms::default() {
-            return Ok(());
+            return self.ask_again();
         }
         let (made, new) = (self.made, self.made.and(&more));
-        if made.syscalls <= self.plan.index() && new.syscalls > self.plan.index() {
+        if !self.has_second_index && new.syscalls > self.plan.index() {
             kernel.add_second_index(self.plan.second_index())?;
+            self.has_second_index = true;
         }
         // All at once: the kernel makes the agent wait for each, or for all together.
         let private_syscalls = FIRST_PRIVATE_SYSCALL_ROW + made.private_syscalls
@@ -211,7 +217,7 @@ impl Tables {
         hand_out(kernel, accounts, Resource::ErrnoRows, Queue::ErrnoRows, made.errors..new.errors)?;
         kernel.fill(Queue::PrivateSyscallRows, private_syscalls)?;
         kernel.fill(Queue::PrivateSlotRows, private_slots)?;
-        self.set_low_water().map_err(MapAccessError::of("LOW_WATER"))
+        self.ask_again()
     }
 
     /// What there should be more of.
@@ -239,16 +245,20 @@ impl Tables {
     }
 
     /// Programs ask for more where there are few, while there is more to be had.
-    fn set_low_water(&mut self) -> std::io::Result<()> {
-        let mut values = [0; RESOURCES];
+    fn ask_again(&mut self) -> Result<(), MapAccessError> {
+        let mut marks = [0; RESOURCES];
         for (resource, low) in [
             (Resource::Slots, low_water(self.made.slots, self.plan.slots, LOW_SLOTS)),
             (Resource::SyscallRows, low_water(self.made.syscalls, self.plan.syscall_rows, LOW_SYSCALL_ROWS)),
         ] {
-            values[resource as usize] = u64::from(low);
+            marks[resource as usize] = u64::from(low);
         }
-        let is_set = |(i, value): (usize, &u64)| self.low_water.load(0, size_of::<u64>() * i) == *value;
-        if values.iter().enumerate().all(is_set) { Ok(()) } else { self.low_water.store(0, &values) }
+        self.set_low_water(marks).map_err(MapAccessError::of("LOW_WATER"))
+    }
+
+    fn set_low_water(&mut self, marks: [u64; RESOURCES]) -> std::io::Result<()> {
+        let is_set = |(i, mark): (usize, &u64)| self.low_water.load(0, size_of::<u64>() * i) == *mark;
+        if marks.iter().enumerate().all(is_set) { Ok(()) } else { self.low_water.store(0, &marks) }
     }
 
     /// How many slots or syscall rows may still be made, and how many there may be.

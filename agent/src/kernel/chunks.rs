@@ -17,6 +17,9 @@ const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const MMAPABLE: u32 = 1 << 10;
 
+/// Chunks that are added at the same time: each takes a thread, and three descriptors.
+const AT_A_TIME: usize = 48;
+
 /// A table that grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
@@ -58,11 +61,23 @@ impl Table {
 
 impl Kernel {
     /// Makes the chunks at these indexes of tables, all zero. Programs find their rows at once. With each the kernel waits for
-    /// programs that are running, some 10 ms: so they are added at the same time, and wait for the same.
+    /// programs that are running, some 10 ms: so up to [`AT_A_TIME`] are added at the same time, and wait for the same.
     ///
     /// # Errors
     /// The kernel refused: most often its memory, or that of the agent's cgroup, is used up. None of these chunks is to be used.
     pub fn add_chunks(
+        &mut self,
+        chunks: &[(Table, u32)],
+        mode: ReadMode,
+    ) -> Result<Vec<(Table, u32, Region)>, MapAccessError> {
+        let mut regions = Vec::with_capacity(chunks.len());
+        for some in chunks.chunks(AT_A_TIME) {
+            regions.extend(self.add_some(some, mode)?);
+        }
+        Ok(regions)
+    }
+
+    fn add_some(
         &mut self,
         chunks: &[(Table, u32)],
         mode: ReadMode,
@@ -93,7 +108,7 @@ impl Kernel {
     /// Makes the second index of syscall rows.
     ///
     /// # Errors
-    /// As [`Kernel::add_chunk`].
+    /// As [`Kernel::add_chunks`].
     pub fn add_second_index(&mut self, entries: u32) -> Result<(), MapAccessError> {
         let name = "SYS_INDEX_MORE";
         let inner = create(name, [HASH, 4, 4, entries, 0])?;

@@ -229,7 +229,7 @@ impl Metering {
         self.tell_access();
         self.own.count_config_reload(problems.is_empty());
         for error in problems {
-            tracing::error!(error, "a part of the configuration cannot be used, and lets nobody in");
+            tracing::error!(error, "the configuration, or a part of it, cannot be used");
         }
     }
 

@@ -43,8 +43,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(3);
 /// A snapshot older than this many of the longest interval is a failure of the drain.
 const STALE_INTERVALS: u32 = 3;
 
-/// Files that metering has open at most: programs, maps and hooks, some 80, and for a moment two for each chunk of rows that is
-/// made at a time (at most 70).
+/// Files that metering has open at most: programs, maps and hooks, some 80, and for a moment three for each of the chunks of rows
+/// that are made at a time, at most 48.
 const METERING_FILES: u64 = 256;
 
 /// Why the agent ended with a failure.

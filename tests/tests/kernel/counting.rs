@@ -11,6 +11,7 @@ use kernmeter_tests::{Agent, Hierarchy, Outcome, Scrape, Settings, Workload, har
 
 use crate::NATIVE;
 use crate::family::{DENIED, ERRORS, KERNEL_EVENTS, LOST, SYSCALLS};
+use crate::limits::swarm;
 
 trials![
     exact_across_many_drains,
@@ -113,12 +114,7 @@ fn exact_for_500_short_lived_cgroups() -> Outcome {
     const CALLS: u64 = 1000;
     let hierarchy = Hierarchy::new()?;
     let agent = Agent::start(&Settings::new(&hierarchy))?;
-    let parent = hierarchy.tenant("parent")?;
-    let root = hierarchy.own().dir().to_string_lossy().into_owned();
-    let (number, each) = (COUNT.to_string(), CALLS.to_string());
-    let args = ["swarm", "--root", &root, "--count", &number, "--calls", &each];
-    let (workload, lines) = Workload::run(&parent, &args)?;
-    workload.finish()?;
+    let lines = swarm(&hierarchy, &["--count", &COUNT.to_string(), "--calls", &CALLS.to_string()])?;
     let longest: u64 =
         lines.iter().find_map(|l| l.strip_prefix("longest_us=")).context("no longest_us")?.parse()?;
     println!("the longest of {COUNT} cgroups lived {} ms", longest / 1000);
@@ -171,13 +167,9 @@ fn exact_for_cgroups_made_while_drained() -> Outcome {
     let mut settings = Settings::new(&hierarchy).every_ms(100);
     settings.rules = rule(&format!("{}/swarm-*", hierarchy.own().path()), "swarm");
     let agent = Agent::start(&settings)?;
-    let parent = hierarchy.tenant("parent")?;
-    let root = hierarchy.own().dir().to_string_lossy().into_owned();
     let (number, each) = (COUNT.to_string(), CALLS.to_string());
     // Some thousands a second: a machine may hold the agent up for a moment, too.
-    let args = ["swarm", "--root", &root, "--count", &number, "--calls", &each, "--pause-us", "100"];
-    let (workload, _) = Workload::run(&parent, &args)?;
-    workload.finish()?;
+    swarm(&hierarchy, &["--count", &number, "--calls", &each, "--pause-us", "100"])?;
     // Some of so many cgroups are made, used and removed in the middle of a drain: not one call goes to somebody else.
     let elsewhere = |s: &Scrape| calls(s, "_overflow", "getppid") + calls(s, "_unknown", "getppid");
     let scrape = agent.settle(COUNT * CALLS, |s| calls(s, "swarm", "getppid") + elsewhere(s))?;
@@ -194,25 +186,9 @@ fn exact_names_of_a_burst_right_after_the_start() -> Outcome {
     let hierarchy = Hierarchy::new()?;
     let mut settings = Settings::new(&hierarchy).every_ms(5000);
     settings.rules = rule(&format!("{}/swarm-*", hierarchy.own().path()), "swarm");
-    let parent = hierarchy.tenant("parent")?;
-    let root = hierarchy.own().dir().to_string_lossy().into_owned();
     let (number, names) = (COUNT.to_string(), harmless::CALLS.len().to_string());
-    let args = [
-        "swarm",
-        "--root",
-        &root,
-        "--count",
-        &number,
-        "--calls",
-        "1",
-        "--names",
-        &names,
-        "--pause-us",
-        "1000",
-    ];
     let agent = Agent::start(&settings)?;
-    let (workload, _) = Workload::run(&parent, &args)?;
-    workload.finish()?;
+    swarm(&hierarchy, &["--count", &number, "--calls", "1", "--names", &names, "--pause-us", "1000"])?;
     let of_swarm = |s: &Scrape| s.count(SYSCALLS, &[("tenant_id", "swarm")]);
     // `getppid`, the 60 others and `exit`, which by its name depends on the C library.
     let all = COUNT * (harmless::CALLS.len() as u64 + 2);
@@ -237,16 +213,10 @@ fn exact_names_after_more_cgroups_than_there_are_rows_for() -> Outcome {
     let mut settings = Settings::new(&hierarchy).every_ms(5000).section("kernel: {syscall_rows: 7000}");
     let own = hierarchy.own().path();
     settings.rules = rule(&format!("{own}/swarm-*"), "swarm") + &rule(&format!("{own}/late-*"), "late");
-    let parent = hierarchy.tenant("parent")?;
-    let root = hierarchy.own().dir().to_string_lossy().into_owned();
-    let swarm = |prefix: &str, count: u64| -> Outcome {
-        let (count, names) = (count.to_string(), harmless::CALLS.len().to_string());
-        let args = [
-            "swarm", "--root", &root, "--prefix", prefix, "--count", &count, "--calls", "1", "--names",
-            &names,
-        ];
-        Workload::run(&parent, &args)?.0.finish()?;
-        Ok(())
+    let names = harmless::CALLS.len().to_string();
+    let swarm = |prefix: &str, count: u64| {
+        let count = count.to_string();
+        swarm(&hierarchy, &["--prefix", prefix, "--count", &count, "--calls", "1", "--names", &names])
     };
     let agent = Agent::start(&settings)?;
     swarm("swarm", GONE)?;

@@ -73,13 +73,13 @@ fn exact_with_every_row_taken() -> Outcome {
     Ok(())
 }
 
-/// Runs so many short-lived cgroups with so many calls each.
-fn swarm(hierarchy: &Hierarchy, more: &[&str]) -> Outcome {
+/// Runs so many short-lived cgroups with so many calls each; returns what the workload said.
+pub fn swarm(hierarchy: &Hierarchy, more: &[&str]) -> anyhow::Result<Vec<String>> {
     let root = hierarchy.own().dir().to_string_lossy().into_owned();
     let parent = hierarchy.tenant("parent")?;
-    let (workload, _) = Workload::run(&parent, &[&["swarm", "--root", &root], more].concat())?;
+    let (workload, lines) = Workload::run(&parent, &[&["swarm", "--root", &root], more].concat())?;
     workload.finish()?;
-    Ok(())
+    Ok(lines)
 }
 
 fn of_swarm(scrape: &Scrape) -> u64 {
